@@ -1,0 +1,36 @@
+"""Latent functional maps: compare, align and transfer neural representations.
+
+The flow is representation -> graph -> basis -> functional map -> readings; ``pipeline.py`` composes it.
+"""
+
+from importlib.metadata import version as _version
+
+__version__ = _version("lfm-torch")
+
+from lfm_torch import baselines
+from lfm_torch._extension import build_info
+from lfm_torch._warnings import LFMWarning
+from lfm_torch.basis import Basis, spectral_basis
+from lfm_torch.functional_map import FunctionalMap, paired_map
+from lfm_torch.graph import Graph, Laplacian, Neighbors, build_graph, knn
+from lfm_torch.pipeline import similarity
+from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
+
+__all__ = [
+    "Basis",
+    "FunctionalMap",
+    "Graph",
+    "LFMWarning",
+    "Laplacian",
+    "Neighbors",
+    "baselines",
+    "build_graph",
+    "build_info",
+    "heat_overlap",
+    "knn",
+    "lfm_similarity",
+    "paired_map",
+    "similarity",
+    "spectral_basis",
+    "subspace_overlap",
+]

@@ -1,0 +1,78 @@
+"""Input checks shared by every public function: each says the argument, what was wanted and what was got."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_points(name: str, x: object) -> Tensor:
+    """Return ``x`` as a tensor ``[..., n, d]`` of finite floating-point values, or raise.
+
+    Raises:
+        TypeError: ``x`` is not a tensor, or not floating point.
+        ValueError: fewer than two dimensions, an empty one, or a value that is not finite (the first bad row is named).
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"{name} must have shape [..., n, d], got {list(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"{name} must have shape [..., n, d] without empty dimensions, got {list(x.shape)}")
+    check_finite(name, x)
+    return x
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raise ValueError naming the first row of ``x [..., n, d]`` that holds NaN or infinity."""
+    # a sum is finite unless a term is not (or it overflows): one pass, and the exact look only when it is suspicious
+    if bool(x.detach().sum(dtype=torch.float64).isfinite()):
+        return
+    bad = ~x.detach().isfinite()
+    if not bool(bad.any()):
+        return
+    where = bad.nonzero()[0].tolist()
+    row, value = where[:-1], x.detach()[tuple(where)].item()
+    at = f"row {row[0]}" if len(row) == 1 else f"row {row[-1]} of batch entry {row[:-1]}"
+    raise ValueError(f"{name} must be finite, got {value} in {at} (column {where[-1]}); {int(bad.sum())} values are not finite")
+
+
+def check_same_device_dtype(first: str, x: Tensor, second: str, y: Tensor) -> None:
+    """Raise TypeError for different dtypes and ValueError for different devices."""
+    if x.dtype != y.dtype:
+        raise TypeError(f"{second} must have the dtype of {first}, {x.dtype}, got {y.dtype}")
+    if x.device != y.device:
+        raise ValueError(f"{second} must be on the device of {first}, {x.device}, got {y.device}")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``; a near match is suggested."""
+    if value not in choices:
+        wanted = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {wanted}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def check_range(name: str, value: int, low: int, high: int, why: str) -> None:
+    """Raise unless the integer ``value`` lies in ``[low, high]``; ``why`` explains the upper end.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: outside the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high} ({why}), got {value}")
+
+
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"`` for near matches of ``value``, else an empty string."""
+    near = difflib.get_close_matches(str(value), list(choices), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

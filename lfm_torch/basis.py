@@ -1,0 +1,219 @@
+"""The low eigenvectors of a graph Laplacian: the basis in which functions on a representation are written."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks, _files
+from lfm_torch._warnings import LFMWarning
+from lfm_torch.graph import Graph, Laplacian
+from lfm_torch.linalg import dense_eigenpairs
+from lfm_torch.linalg.eigenpairs import Eigenpairs
+
+Solver = Literal["auto", "lobpcg", "krylov", "dense"]
+SOLVERS = ("auto", "lobpcg", "krylov", "dense")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Basis:
+    """The ``n_basis`` smallest eigenvalues of a Laplacian and their orthonormal eigenvectors.
+
+    Attributes:
+        evals: ``[..., m]`` ascending.
+        evecs: ``[..., n, m]`` orthonormal columns; the entry of largest magnitude of each is positive.
+        residuals: ``[..., m]`` norms ``|L v - lambda v|``.
+        converged: ``[..., m]`` bool, residual within the tolerance.
+        n_components: ``[...]`` connected components, the multiplicity of eigenvalue 0.
+        iterations: steps the solver took (0 for the dense one).
+        solver: which solver it was.
+    """
+
+    evals: Tensor
+    evecs: Tensor
+    residuals: Tensor
+    converged: Tensor
+    n_components: Tensor
+    iterations: int
+    solver: str
+
+    def __repr__(self) -> str:
+        batch = f"batch={list(self.evals.shape[:-1])}, " if self.evals.dim() > 1 else ""
+        done = f"{int(self.converged.sum())}/{self.converged.numel()} converged"
+        parts = f"{int(self.n_components.max())} component" + ("s" if int(self.n_components.max()) > 1 else "")
+        return (
+            f"Basis({batch}n={self.evecs.shape[-2]}, n_basis={self.n_basis}, evals {float(self.evals.min()):.3g} to "
+            f"{float(self.evals.max()):.3g}, {parts}, {done} in {self.iterations} iterations of {self.solver}, "
+            f"{str(self.evecs.dtype).removeprefix('torch.')}, {self.evecs.device})"
+        )
+
+    @property
+    def n_basis(self) -> int:
+        """Number of eigenpairs m."""
+        return self.evals.shape[-1]
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return self.evecs.shape[-2]
+
+    def truncate(self, n_basis: int) -> Basis:
+        """Return the first ``n_basis`` pairs."""
+        _checks.check_range("n_basis", n_basis, 1, self.n_basis, f"the basis has {self.n_basis} pairs")
+        return replace(
+            self,
+            evals=self.evals[..., :n_basis],
+            evecs=self.evecs[..., :n_basis],
+            residuals=self.residuals[..., :n_basis],
+            converged=self.converged[..., :n_basis],
+        )
+
+    def project(self, f: Tensor) -> Tensor:
+        """Coefficients ``Phi^T f`` of functions ``f [..., n, p]``: ``[..., m, p]``."""
+        return self.evecs.mT @ f
+
+    def reconstruct(self, coefficients: Tensor) -> Tensor:
+        """Functions ``Phi c`` of coefficients ``[..., m, p]``: ``[..., n, p]``."""
+        return self.evecs @ coefficients
+
+    def to(self, *args: torch.device | torch.dtype | str) -> Basis:
+        """Move to a device and/or cast eigenpairs to a dtype."""
+        evecs = self.evecs.to(*args)
+        return replace(
+            self,
+            evals=self.evals.to(*args),
+            evecs=evecs,
+            residuals=self.residuals.to(*args),
+            converged=self.converged.to(evecs.device),
+            n_components=self.n_components.to(evecs.device),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file."""
+        _files.save_record(path, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Basis:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        return _files.load_record(path, cls)
+
+
+def default_tol(dtype: torch.dtype) -> float:
+    """Residual norm asked for when no ``tol`` is given: 1e-5 in float32, 1e-8 in float64."""
+    return 1e-8 if dtype == torch.float64 else 1e-5
+
+
+def spectral_basis(
+    graph: Graph | Laplacian,
+    *,
+    n_basis: int = 50,
+    solver: Solver = "auto",
+    tol: float | None = None,
+    max_iterations: int | None = None,
+    warm_start: Basis | None = None,
+    generator: torch.Generator | None = None,
+) -> Basis:
+    """Compute the ``n_basis`` smallest eigenpairs of the graph's Laplacian, ``L phi_i = lambda_i phi_i``.
+
+    The eigenvectors of eigenvalue 0 are known (one per connected component, ``D^{1/2} 1`` on it) and set exactly; the solver
+    works in their complement, so disconnected graphs come out right. Eigenvectors are orthonormal; inside a repeated
+    eigenvalue the choice of basis is arbitrary but reproducible.
+
+    Args:
+        graph: A Graph (its symmetric normalised Laplacian is taken) or a Laplacian, "symmetric" or "unnormalized".
+        n_basis: Number of pairs, less than the number of points.
+        solver: "lobpcg" (batched, block method with Chebyshev preconditioning), "krylov" (thick-restarted block Lanczos),
+            "dense" (``eigh``), or "auto": dense for small graphs, else the fastest by measurement.
+        tol: Largest residual norm ``|L v - lambda v|`` relative to the bound of the spectrum divided by 2; None for 1e-5 in
+            float32 and 1e-8 in float64.
+        max_iterations: Iterations of the solver before it gives up with a warning; None for the solver's default.
+        warm_start: A basis of the same points on a similar graph to start from.
+        generator: Source of the random start; None for a fixed seed.
+
+    Returns:
+        Basis, with residuals, convergence and the number of components.
+
+    Raises:
+        TypeError: ``graph`` is neither a Graph nor a Laplacian.
+        ValueError: ``n_basis`` not below the number of points, a random-walk Laplacian, a warm start of another shape.
+
+    Warns:
+        LFMWarning: pairs that did not converge, with their number and residual.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> graph = lfm.build_graph(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), n_neighbors=8)
+        >>> basis = lfm.spectral_basis(graph, n_basis=5)
+        >>> basis.evecs.shape, int(basis.n_components)
+        (torch.Size([40, 5]), 1)
+    """
+    _checks.check_choice("solver", solver, SOLVERS)
+    laplacian = graph.laplacian() if isinstance(graph, Graph) else graph
+    if not isinstance(laplacian, Laplacian):
+        raise TypeError(f"graph must be a Graph or a Laplacian, got {type(graph).__name__}")
+    if laplacian.normalization == "random_walk":
+        raise ValueError(
+            "graph must be a symmetric operator, got the random_walk Laplacian; take the symmetric one: its eigenvalues are "
+            "the same, its eigenvectors times D^{-1/2} those of the random walk"
+        )
+    n = laplacian.graph.n_nodes
+    _checks.check_range("n_basis", n_basis, 1, n - 1, f"less than the {n} points of the graph")
+    if warm_start is not None and warm_start.evecs.shape[:-1] != laplacian.shape[:-1]:
+        raise ValueError(
+            f"warm_start must have evecs of shape {[*laplacian.shape[:-1], 'm']}, got {list(warm_start.evecs.shape)}"
+        )
+    tol = default_tol(laplacian.graph.weight.dtype) if tol is None else tol
+    with torch.no_grad():
+        pairs, used = _solve(laplacian, n_basis, solver, tol, max_iterations, warm_start, generator)
+        evals, evecs = pairs.evals, _fix_signs(pairs.evecs)
+        converged = pairs.residuals <= tol * laplacian.upper_bound / 2
+        if not bool(converged.all()):
+            warnings.warn(
+                f"spectral_basis: {int((~converged).sum())} of {converged.numel()} eigenpairs did not reach tol={tol:g} in "
+                f"{pairs.iterations} iterations of {used}; largest residual {float(pairs.residuals.max()):.2g}",
+                LFMWarning,
+                stacklevel=2,
+            )
+    components = laplacian.graph.n_components
+    return Basis(evals, evecs, pairs.residuals, converged, components, pairs.iterations, used)
+
+
+def _solve(
+    laplacian: Laplacian,
+    n_basis: int,
+    solver: Solver,
+    tol: float,
+    max_iterations: int | None,
+    warm_start: Basis | None,
+    generator: torch.Generator | None,
+) -> tuple[Eigenpairs, str]:
+    used = _choose_solver(laplacian, n_basis) if solver == "auto" else solver
+    if used == "dense":
+        return dense_eigenpairs(laplacian, n_basis), used
+    if generator is None:
+        generator = torch.Generator(laplacian.graph.weight.device).manual_seed(0)
+    start = None if warm_start is None else warm_start.evecs.to(laplacian.graph.weight)
+    method = None
+    return method(laplacian, n_basis, tol=tol, max_iterations=max_iterations, start=start, generator=generator), used
+
+
+def _choose_solver(laplacian: Laplacian, n_basis: int) -> str:
+    n = laplacian.graph.n_nodes
+    if n <= 1e9:
+        return "dense"
+    return "lobpcg" if laplacian.graph.weight.is_cuda else "krylov"
+
+
+def _fix_signs(evecs: Tensor) -> Tensor:
+    """Make the entry of largest magnitude of every eigenvector positive."""
+    largest = evecs.gather(-2, evecs.abs().argmax(-2, keepdim=True))
+    return evecs * torch.where(largest < 0, -1.0, 1.0)

@@ -1,0 +1,49 @@
+"""What the eigensolvers share: the operator they need, the record they return, deflation of a known null space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class SymmetricOperator(Protocol):
+    """A symmetric positive semi-definite operator on ``[..., n, m]`` with a known bound of its spectrum."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(..., n, n)``."""
+
+    @property
+    def upper_bound(self) -> float:
+        """No eigenvalue is larger."""
+
+    def apply(self, x: Tensor, z: Tensor | None = None, *, a: float = 1.0, b: float = 0.0, c: float = 0.0) -> Tensor:
+        """Return ``a L x + b x + c z``."""
+
+    def to_dense(self) -> Tensor:
+        """Return ``[..., n, n]``."""
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """``evals [..., m]`` ascending, ``evecs [..., n, m]`` orthonormal, ``residuals [..., m]``, ``iterations``."""
+
+    evals: Tensor
+    evecs: Tensor
+    residuals: Tensor
+    iterations: int
+
+
+def residual_norms(operator: SymmetricOperator, evals: Tensor, evecs: Tensor) -> Tensor:
+    """Norms ``|L v_i - lambda_i v_i|``, ``[..., m]``."""
+    return (operator.apply(evecs) - evecs * evals.unsqueeze(-2)).norm(dim=-2)
+
+
+def dense_eigenpairs(operator: SymmetricOperator, n_pairs: int) -> Eigenpairs:
+    """The smallest ``n_pairs`` by a dense decomposition; memory ``n^2`` per graph."""
+    evals, evecs = torch.linalg.eigh(operator.to_dense())
+    evals, evecs = evals[..., :n_pairs].contiguous(), evecs[..., :n_pairs].contiguous()
+    return Eigenpairs(evals, evecs, residual_norms(operator, evals, evecs), 0)

@@ -1,0 +1,137 @@
+"""Operator ``knn``: exact k nearest neighbours of batched point sets.
+
+For a metric with distance ``d`` the result is sorted by ``d`` as it is returned (computed in float64, rounded to the
+input's dtype), equal values by the smaller index, so that it is one and the same on every device and with any number of
+threads. ``inner_product`` returns the products themselves, largest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfm_torch.ops._registry import Operator, register
+
+METRICS = ("euclidean", "cosine", "angular", "inner_product")
+SCHEMA = "(Tensor x, Tensor? y, int n_neighbors, str metric) -> (Tensor indices, Tensor distances)"
+
+# elements of one tile of the distance matrix in the twin: 64 MiB of float64
+_TILE = 1 << 23
+
+
+def knn_reference(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) -> tuple[Tensor, Tensor]:
+    """Pure PyTorch twin of ``torch.ops.lfm_torch.knn``: float64 tiles, no n x n array.
+
+    Args:
+        x: ``[b, n, d]`` float32 or float64 queries.
+        y: ``[b, m, d]`` database, or None for ``x`` itself; a point is then never its own neighbour.
+        n_neighbors: how many, at most ``m`` (``n - 1`` without ``y``).
+        metric: one of ``METRICS``.
+
+    Returns:
+        ``indices [b, n, n_neighbors]`` int64 and ``distances`` of the same shape in the dtype of ``x``.
+    """
+    points = _prepared(x, metric)
+    database = points if y is None else _prepared(y, metric)
+    b, n, m = points.shape[0], points.shape[1], database.shape[1]
+    indices = torch.empty(b, n, n_neighbors, dtype=torch.int64, device=x.device)
+    distances = torch.empty(b, n, n_neighbors, dtype=x.dtype, device=x.device)
+    rows = max(1, _TILE // m)
+    for batch in range(b):
+        for start in range(0, n, rows):
+            stop = min(start + rows, n)
+            tile = _distances(points[batch, start:stop], database[batch], metric).to(x.dtype)
+            order = -tile if metric == "inner_product" else tile
+            if y is None:
+                own = torch.arange(start, stop, device=x.device)
+                order[own - start, own] = torch.inf
+            chosen = _smallest(order, n_neighbors)
+            indices[batch, start:stop] = chosen
+            distances[batch, start:stop] = tile.gather(1, chosen)
+    return indices, distances
+
+
+def _prepared(x: Tensor, metric: str) -> Tensor:
+    x = x.double()
+    return x / x.norm(dim=-1, keepdim=True) if metric in ("cosine", "angular") else x
+
+
+def _distances(x: Tensor, y: Tensor, metric: str) -> Tensor:
+    if metric == "inner_product":
+        return x @ y.T
+    # differences, not the expansion |x|^2 + |y|^2 - 2 x.y: exact for close points far from the origin
+    distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.square() / 2 if metric == "cosine" else distance
+
+
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """Columns of the k smallest values of each row, ties to the smaller column."""
+    if values.dtype == torch.float64:
+        return values.argsort(dim=1, stable=True)[:, :k]
+    # float32 bits, made monotone, over the column: one integer key that topk orders without ties
+    bits = (values + 0.0).view(torch.int32).long()
+    monotone = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    columns = torch.arange(values.shape[1], device=values.device)
+    return torch.topk((monotone << 32) | columns, k, dim=1, largest=False, sorted=True).indices
+
+
+def _fake(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], x.shape[1], n_neighbors)
+    return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape)
+
+
+def _sample_inputs(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for metric in METRICS:
+        for b, n, m, d, k in ((1, 40, None, 3, 5), (2, 130, 70, 17, 70), (1, 300, None, 64, 299)):
+            x = torch.randn(b, n, d, generator=generator, dtype=torch.float64).to(device, dtype)
+            y = None if m is None else torch.randn(b, m, d, generator=generator, dtype=torch.float64).to(device, dtype)
+            yield x, y, k, metric
+
+
+KNN = register(Operator("knn", SCHEMA, knn_reference, _fake, _sample_inputs))
+
+
+def nearest_neighbors(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) -> tuple[Tensor, Tensor]:
+    """Call the operator on ``x [b, n, d]``: the twin's signature, compiled kernels where they are loaded."""
+    indices, distances = KNN.compiled(x.contiguous(), None if y is None else y.contiguous(), n_neighbors, metric)
+    return indices, distances
+
+
+class NeighborDistances(torch.autograd.Function):
+    """Distances already found by ``knn``, with their gradient in the points; the choice of neighbours is constant.
+
+    ``kind`` is "euclidean" (gradient ``(x - y) / d``, zero where ``d = 0``) or "inner_product". The backward pass walks over
+    row tiles, so that no ``[n, k, d]`` array exists at once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, indices: Tensor, distances: Tensor, kind: str) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(x, y, indices, distances)
+        ctx.kind = kind
+        return distances.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # noqa: D102
+        x, y, indices, distances = ctx.saved_tensors
+        grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+        rows = max(1, _TILE // (indices.shape[2] * x.shape[2]))
+        for b in range(x.shape[0]):
+            for start in range(0, x.shape[1], rows):
+                part = slice(start, min(start + rows, x.shape[1]))
+                index = indices[b, part]
+                neighbors = y[b][index]
+                if ctx.kind == "euclidean":
+                    coefficient = torch.where(distances[b, part] > 0, grad[b, part] / distances[b, part], 0.0)
+                    flow = coefficient.unsqueeze(-1) * (x[b, part].unsqueeze(1) - neighbors)
+                    grad_x[b, part] = flow.sum(1)
+                    flow = -flow
+                else:
+                    grad_x[b, part] = torch.einsum("nk,nkd->nd", grad[b, part], neighbors)
+                    flow = grad[b, part].unsqueeze(-1) * x[b, part].unsqueeze(1)
+                grad_y[b].index_add_(0, index.flatten(), flow.flatten(0, 1))
+        return grad_x, grad_y, None, None, None
