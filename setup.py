@@ -29,7 +29,7 @@ def cpu_library(cpp_extension):
         "lfm_torch._cpu",
         sources("**/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": ["-O3", "-std=c++17", "-Wall", "-fvisibility=hidden", *extra, *ABI]},
+        extra_compile_args={"cxx": ["-O3", "-std=c++17", "-Wall", "-Wno-psabi", "-fvisibility=hidden", *extra, *ABI]},
         extra_link_args=[flag for flag in extra if flag.startswith("-fsanitize")],
         py_limited_api=True,
     )

@@ -116,7 +116,7 @@ def _sample_symmetrize(device: torch.device, dtype: torch.dtype) -> Iterator[tup
         for b, n, k in ((1, 9, 3), (3, 50, 7), (1, 300, 120)):
             order = torch.rand(b, n, n, generator=generator)
             order.diagonal(dim1=1, dim2=2).fill_(2.0)
-            indices = order.argsort(dim=2)[..., :k].to(device)
+            indices = order.argsort(dim=2)[..., :k].contiguous().to(device)
             yield indices, torch.rand(b, n, k, generator=generator, dtype=torch.float64).to(device, dtype), mode
 
 

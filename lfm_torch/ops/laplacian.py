@@ -71,7 +71,7 @@ def _sample_product(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[
     for n, k, m in ((40, 5, 1), (65, 20, 8), (130, 60, 37), (70, 9, 64)):
         order = torch.rand(1, n, n, generator=generator)
         order.diagonal(dim1=1, dim2=2).fill_(2.0)
-        indices = order.argsort(dim=2)[..., :k].to(device)
+        indices = order.argsort(dim=2)[..., :k].contiguous().to(device)
         rowptr, col, weight = symmetrize_edges_reference(indices, rand(1, n, k), "mean")
         scalings = (rand(n), rand(n), rand(n))
         yield rowptr, col, weight, *scalings, rand(n, m) - 0.5, None, 1.0, 0.0, 0.0

@@ -1,0 +1,87 @@
+// Input checks of the operators. Python checks first and raises TypeError or ValueError; these guard direct calls and
+// reach Python as RuntimeError. They run before any dispatcher call or parallel region, where messages would be lost.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+// Like STD_TORCH_CHECK, but the message is only what the user needs: no file, no line, no path of the build machine.
+#define LFM_CHECK(condition, ...) \
+  if (!(condition)) throw std::runtime_error(lfm::joined(__VA_ARGS__))
+
+namespace lfm {
+
+template <class... Parts>
+std::string joined(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + "]";
+}
+
+inline void check_dim(const char* name, const Tensor& t, int64_t dim) {
+  LFM_CHECK(t.dim() == dim, name, " must have ", dim, " dimensions, got shape ", shape_of(t));
+}
+
+inline void check_size(const char* name, const Tensor& t, int64_t dim, int64_t wanted) {
+  LFM_CHECK(t.size(dim) == wanted, name, " must have ", wanted, " entries in dimension ", dim, ", got shape ",
+                  shape_of(t));
+}
+
+inline void check_contiguous(const char* name, const Tensor& t) {
+  LFM_CHECK(t.is_contiguous(), name, " must be contiguous, got strides of another layout, shape ", shape_of(t));
+}
+
+inline void check_dtype(const char* name, const Tensor& t, ScalarType wanted, const char* wanted_name) {
+  LFM_CHECK(t.scalar_type() == wanted, name, " must be ", wanted_name, ", got scalar type number ",
+                  static_cast<int>(t.scalar_type()));
+}
+
+inline void check_like(const char* name, const Tensor& t, const char* like_name, const Tensor& like) {
+  LFM_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,
+                  ", got scalar type numbers ", static_cast<int>(t.scalar_type()), " and ",
+                  static_cast<int>(like.scalar_type()));
+}
+
+inline void check_floating(const char* name, const Tensor& t) {
+  const auto type = t.scalar_type();
+  LFM_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
+                  " must be float32 or float64, got scalar type number ", static_cast<int>(type));
+}
+
+// CSR of N rows: rowptr [N + 1] int64, col [nnz] int32, both contiguous.
+inline void check_csr(const Tensor& rowptr, const Tensor& col) {
+  check_dim("rowptr", rowptr, 1);
+  check_dim("col", col, 1);
+  check_dtype("rowptr", rowptr, ScalarType::Long, "int64");
+  check_dtype("col", col, ScalarType::Int, "int32");
+  check_contiguous("rowptr", rowptr);
+  check_contiguous("col", col);
+  LFM_CHECK(rowptr.size(0) >= 1, "rowptr must have N + 1 entries, got none");
+}
+
+// Calls body with a null pointer of the C++ type of the tensor: float* or double*.
+template <class Body>
+void dispatch_floating(const char* name, const Tensor& t, Body&& body) {
+  check_floating(name, t);
+  if (t.scalar_type() == ScalarType::Float) {
+    body(static_cast<float*>(nullptr));
+  } else {
+    body(static_cast<double*>(nullptr));
+  }
+}
+
+}  // namespace lfm

@@ -1,0 +1,82 @@
+// Vector code written once, compiled for several instruction sets, chosen at run time.
+//
+// A kernel is an always-inline template over the number of float lanes; three thin functions with target attributes
+// instantiate it, and LFM_SIMD_CALL picks one. Vectors are the compilers' own vector types, so ARM gets NEON.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define LFM_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define LFM_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define LFM_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
+#endif
+
+namespace lfm::simd {
+
+enum class Level { generic, avx2, avx512 };
+
+inline Level level() {
+#if defined(__x86_64__)
+  static const Level found = [] {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq"))
+      return Level::avx512;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? Level::avx2 : Level::generic;
+  }();
+  return found;
+#else
+  return Level::generic;
+#endif
+}
+
+template <class T, int N>
+struct VecOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Vec = typename VecOf<T, N>::type;
+
+template <class V, class T>
+LFM_INLINE V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V, class T>
+LFM_INLINE void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+template <class V, class T>
+LFM_INLINE V broadcast(T value) {
+  return V{} + value;
+}
+
+// Lanes of one vector register, in elements of T.
+template <class T, int kBytes>
+inline constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+
+}  // namespace lfm::simd
+
+// Defines NAME(args...) that runs NAME##_body<bytes per vector register>(args...) compiled for this machine.
+#if defined(__x86_64__)
+#define LFM_SIMD_DISPATCH(TEMPLATE, RETURN, NAME, PARAMS, ARGS)                   \
+  TEMPLATE LFM_TARGET_AVX512 RETURN NAME##_avx512 PARAMS { NAME##_body<64> ARGS; } \
+  TEMPLATE LFM_TARGET_AVX2 RETURN NAME##_avx2 PARAMS { NAME##_body<32> ARGS; }     \
+  TEMPLATE RETURN NAME##_generic PARAMS { NAME##_body<16> ARGS; }                  \
+  TEMPLATE RETURN NAME PARAMS {                                                    \
+    switch (lfm::simd::level()) {                                                  \
+      case lfm::simd::Level::avx512: return NAME##_avx512 ARGS;                    \
+      case lfm::simd::Level::avx2: return NAME##_avx2 ARGS;                        \
+      default: return NAME##_generic ARGS;                                         \
+    }                                                                              \
+  }
+#else
+#define LFM_SIMD_DISPATCH(TEMPLATE, RETURN, NAME, PARAMS, ARGS) \
+  TEMPLATE RETURN NAME PARAMS { NAME##_body<16> ARGS; }
+#endif

@@ -1,0 +1,295 @@
+"""From a model and a probe set to representations: what chosen layers answer to the same inputs."""
+
+from __future__ import annotations
+
+import fnmatch
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from lfm_torch import _checks
+
+Pooling = Literal["mean", "flatten"]
+POOLINGS = ("mean", "flatten")
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
+
+def extract(
+    model: nn.Module,
+    data: Any,
+    *,
+    layers: str | Sequence[str],
+    pooling: Pooling = "mean",
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> dict[str, Tensor]:
+    """Collect the outputs of layers on a probe set, in eval mode and without gradients.
+
+    The model is left as it was: the train/eval flag of every submodule, its device, its hooks and the random number
+    generators, also when the forward pass raises.
+
+    Args:
+        model: Any module. It is called as ``model(inputs)``, or ``model(**inputs)`` where a batch is a dict.
+        data: Inputs ``[n, ...]``, a tuple whose first entry they are (``(inputs, labels)``), a Dataset, or a DataLoader
+            that does not shuffle; batches may be tuples as well. Floating-point inputs are cast to the dtype of the
+            weights.
+        layers: Names as in ``model.named_modules()``, or globs: ``*`` stands for one part of a dotted name ("layers.*"
+            for the blocks, not what is inside them), ``**`` for any number of parts. The order of the model is kept.
+        pooling: Features of a sample: "mean" over space (``[n, c, h, w] -> [n, c]``) or tokens (``[n, t, c] -> [n,
+            c]``), or "flatten". Outputs ``[n, d]`` stay as they are.
+        batch_size: Samples per forward pass, for data that is not a DataLoader.
+        device: Where to run; None for the device of the model.
+
+    Returns:
+        ``{layer: [n, d]}`` on the device of the run, half types as float32. Of a tuple, list or dict that a layer
+        returns its first tensor is taken.
+
+    Raises:
+        TypeError: a model or data of the wrong kind.
+        ValueError: a layer that is missing (near matches are listed), never called or called twice, an output that is
+            no ``[n, ...]`` tensor, an activation that is not finite (the layer and the row are named), shuffled or
+            empty data.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU(), torch.nn.Flatten())
+        >>> found = extract(model, torch.randn(10, 1, 8, 8), layers=["0", "2"])
+        >>> {name: list(x.shape) for name, x in found.items()}
+        {'0': [10, 3], '2': [10, 108]}
+    """
+    found = activations(model, data, layers=layers, pooling=pooling, batch_size=batch_size, device=device)
+    for name, x in found.items():
+        _checks.check_finite(f"the output of layer {name!r}", x)
+    return found
+
+
+def activations(
+    model: nn.Module,
+    data: Any,
+    *,
+    layers: str | Sequence[str],
+    pooling: Pooling = "mean",
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> dict[str, Tensor]:
+    """Do the work of :func:`extract` without looking at the values, for callers that judge layer by layer."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _checks.check_choice("pooling", pooling, POOLINGS)
+    names = resolve_layers(model, layers)
+    collected: dict[str, list[Tensor]] = {name: [] for name in names}
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(_random_state_kept())
+        stack.enter_context(_evaluating(model))
+        place = stack.enter_context(_placed(model, device))
+        for inputs in _batches(data, batch_size):
+            for name, x in _forward(model, _moved(inputs, place, model), names, pooling).items():
+                collected[name].append(x)
+    if not collected[names[0]]:
+        raise ValueError("data must hold at least one sample, got none")
+    return {name: torch.cat(parts) for name, parts in collected.items()}
+
+
+def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
+    """Return the names of submodules that ``layers`` stands for, in the order of the model.
+
+    Raises:
+        ValueError: a name or glob that matches nothing; near matches are listed.
+    """
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    modules = {name: module for name, module in model.named_modules() if name}
+    if not patterns:
+        raise ValueError(f"layers must name at least one layer, got none; the model has {_some(modules)}")
+    chosen: set[str] = set()
+    for pattern in patterns:
+        if pattern in modules:
+            chosen.add(pattern)
+            continue
+        # a container is never called, so a glob that meets one means its parts
+        matching = {
+            name
+            for name, module in modules.items()
+            if _matches(name.split("."), pattern.split(".")) and not isinstance(module, _CONTAINERS)
+        }
+        if not matching:
+            hint = _checks.did_you_mean(pattern, modules)
+            hint = hint or f"; the model has {_some(modules)}"
+            raise ValueError(f"layers must name submodules of the model, got {pattern!r}{hint}")
+        chosen |= matching
+    return [name for name in modules if name in chosen]
+
+
+def _some(names: Iterable[str], limit: int = 12) -> str:
+    listed = list(names)
+    if not listed:
+        return "no submodules"
+    return ", ".join(repr(name) for name in listed[:limit]) + (
+        f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    )
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[i:], pattern[1:]) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _placed(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    home = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    target = home if device is None else torch.device(device)
+    if device is None or devices <= {target}:
+        yield target
+        return
+    if len(devices) > 1:
+        raise ValueError(f"device must be None for a model spread over {sorted(map(str, devices))}, got {target}")
+    try:
+        yield _moved_to(model, target)
+    finally:
+        model.to(home)
+
+
+def _moved_to(model: nn.Module, device: torch.device) -> torch.device:
+    model.to(device)
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), device)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    # a DataLoader draws a seed for its workers, and a data set may augment: none of it may move the training's
+    # generators
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global state is what must be kept)
+    try:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def _batches(data: Any, batch_size: int) -> Iterator[Any]:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+    if isinstance(data, (tuple, list)) and data and isinstance(data[0], (Tensor, np.ndarray)):
+        data = data[0]
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data)
+    if isinstance(data, Tensor):
+        if data.dim() < 1 or len(data) == 0:
+            raise ValueError(f"data must have shape [n, ...] with at least one sample, got {list(data.shape)}")
+        yield from torch.split(data, batch_size)
+        return
+    if isinstance(data, Dataset):
+        data = DataLoader(data, batch_size=batch_size)
+    if not isinstance(data, DataLoader):
+        raise TypeError(
+            f"data must be a tensor, a tuple (inputs, ...), a Dataset or a DataLoader, got {type(data).__name__}"
+        )
+    if isinstance(data.sampler, RandomSampler):
+        raise ValueError(
+            "data must come in a fixed order (row i is the same sample for every model), got a DataLoader with "
+            "shuffle=True"
+        )
+    for batch in data:
+        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def _moved(inputs: Any, device: torch.device, model: nn.Module) -> Any:
+    if isinstance(inputs, Mapping):
+        return {key: _moved(value, device, model) for key, value in inputs.items()}
+    if not isinstance(inputs, Tensor):
+        return inputs
+    dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
+    return inputs.to(device, dtype if inputs.is_floating_point() else None)
+
+
+def _forward(model: nn.Module, inputs: Any, names: Sequence[str], pooling: Pooling) -> dict[str, Tensor]:
+    """Run one batch and return what each layer gave, pooled to ``[batch, d]``."""
+    n = _batch_length(inputs)
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        # pooled (and so copied) at once: a later in-place activation would write into the output
+        return lambda _module, _inputs, output: outputs[name].append(_pooled(_single(name, output, n), pooling))
+
+    handles = []
+    try:
+        for name in names:
+            handle = model.get_submodule(name).register_forward_hook(keep(name))
+            handles.append(handle)
+        if isinstance(inputs, Mapping):
+            model(**inputs)
+        else:
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, calls in outputs.items():
+        if not calls:
+            raise ValueError(
+                f"layers must be called by the model's forward pass, got {name!r}, which was not; for a container "
+                f"take its parts, {name + '.*'!r}"
+            )
+        if len(calls) > 1:
+            raise ValueError(
+                f"layers must be called once per forward pass, got {name!r}, which was called {len(calls)} times; "
+                "take the layers around it"
+            )
+    return {name: calls[0] for name, calls in outputs.items()}
+
+
+def _batch_length(inputs: Any) -> int:
+    if isinstance(inputs, Mapping):
+        return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
+    return len(inputs)
+
+
+def _single(name: str, output: Any, n: int) -> Tensor:
+    x = _first_tensor(output)
+    if x is None:
+        raise ValueError(f"the output of layer {name!r} must be a tensor or hold one, got {type(output).__name__}")
+    if x.dim() == 0 or len(x) != n:
+        raise ValueError(f"the output of layer {name!r} must have one row per sample, [{n}, ...], got {list(x.shape)}")
+    return x
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return next((x for x in map(_first_tensor, output) if x is not None), None)
+    return None
+
+
+def _pooled(x: Tensor, pooling: Pooling) -> Tensor:
+    x = x.detach()
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float()
+    if x.dim() == 1:
+        return x.unsqueeze(1).clone()
+    if x.dim() == 2 or pooling == "flatten":
+        return x.flatten(1).clone()
+    return x.mean(1) if x.dim() == 3 else x.flatten(2).mean(2)

@@ -1,0 +1,37 @@
+"""Fixtures shared by all tests: the real data where it is there, devices, and a fixed seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(os.environ.get("LFM_TORCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real inputs; tests that need it skip where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data not found at {DATA}; set LFM_TORCH_DATA to its folder")
+    return DATA
+
+
+def devices() -> list[object]:
+    """CPU always; CUDA as a parameter marked gpu that skips without a device."""
+    no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    return [pytest.param(torch.device("cpu"), id="cpu"), pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, no_gpu], id="cuda")]
+
+
+@pytest.fixture(params=devices())
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return request.param  # type: ignore[no-any-return]
