@@ -13,8 +13,8 @@ from torch import Tensor
 from lfm_torch import _checks, _files
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.graph import Graph, Laplacian
-from lfm_torch.linalg import dense_eigenpairs
-from lfm_torch.linalg.eigenpairs import Eigenpairs
+from lfm_torch.linalg import dense_eigenpairs, krylov, lobpcg
+from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
 SOLVERS = ("auto", "lobpcg", "krylov", "dense")
@@ -202,13 +202,37 @@ def _solve(
     if generator is None:
         generator = torch.Generator(laplacian.graph.weight.device).manual_seed(0)
     start = None if warm_start is None else warm_start.evecs.to(laplacian.graph.weight)
-    method = None
-    return method(laplacian, n_basis, tol=tol, max_iterations=max_iterations, start=start, generator=generator), used
+    known = laplacian.null_space(n_basis)
+    missing = n_basis - int(laplacian.graph.n_components.min())
+    if missing <= 0:
+        zeros = known.new_zeros(known.shape[:-2] + known.shape[-1:])
+        return Eigenpairs(zeros, known, residual_norms(laplacian, zeros, known), 0), used
+    method = lobpcg if used == "lobpcg" else krylov
+    rest = method(
+        laplacian, missing, tol=tol, known=known, start=start, max_iterations=max_iterations, generator=generator
+    )
+    return _with_null_space(laplacian, known, rest, n_basis), used
+
+
+def _with_null_space(laplacian: Laplacian, known: Tensor, rest: Eigenpairs, n_basis: int) -> Eigenpairs:
+    """Join the known eigenvectors of eigenvalue 0 and the computed rest, graph by graph of the batch."""
+    zeros = known.new_zeros(known.shape[:-2] + known.shape[-1:])
+    evals, residuals = (
+        torch.cat(pair, -1)
+        for pair in ((zeros, rest.evals), (residual_norms(laplacian, zeros, known), rest.residuals))
+    )
+    evecs = torch.cat([known, rest.evecs], -1)
+    # a graph with c components takes its first c null vectors, then skips the padding of the others
+    position = torch.arange(n_basis, device=known.device)
+    components = laplacian.graph.n_components.clamp_max(known.shape[-1]).unsqueeze(-1)
+    column = torch.where(position < components, position, position - components + known.shape[-1])
+    evecs = evecs.gather(-1, column.unsqueeze(-2).expand(*evecs.shape[:-1], n_basis))
+    return Eigenpairs(evals.gather(-1, column), evecs, residuals.gather(-1, column), rest.iterations)
 
 
 def _choose_solver(laplacian: Laplacian, n_basis: int) -> str:
     n = laplacian.graph.n_nodes
-    if n <= 1e9:
+    if n <= 512 or 4 * n_basis > n:
         return "dense"
     return "lobpcg" if laplacian.graph.weight.is_cuda else "krylov"
 

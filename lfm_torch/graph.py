@@ -191,8 +191,16 @@ class Graph:
 
     @functools.cached_property
     def component_labels(self) -> Tensor:
-        """Connected component of each node, ``[..., n]`` int64, numbered over the whole batch by the smallest node."""
-        return ops.connected_components(self.rowptr, self.col).view(*self.batch_shape, self.n_nodes)
+        """Connected component of each node, ``[..., n]`` int64, numbered over the whole batch by the smallest node.
+
+        An edge whose weight underflowed to 0 connects nothing.
+        """
+        rowptr, col = self.rowptr, self.col
+        connects = self.weight.detach() > 0
+        if not bool(connects.all()):
+            before = torch.cat([rowptr.new_zeros(1), connects.cumsum(0)])
+            rowptr, col = before[rowptr], col[connects]
+        return ops.connected_components(rowptr, col).view(*self.batch_shape, self.n_nodes)
 
     @functools.cached_property
     def n_components(self) -> Tensor:
@@ -392,6 +400,29 @@ class Laplacian:
         other = None if z is None else z.reshape(-1, x.shape[-1])
         y = ops.laplacian_product(graph.rowptr, graph.col, graph.weight, *self.scalings, flat, other, a=a, b=b, c=c)
         return y.view(x.shape)
+
+    def null_space(self, max_vectors: int) -> Tensor:
+        """Orthonormal eigenvectors of eigenvalue 0, one per component: ``[..., n, c]``, c at most ``max_vectors``.
+
+        ``D^{1/2} 1`` on a component, normalised (unnormalized: the constant). In a batch c is that of the graph with the most
+        components; the others have zero columns at the end.
+
+        Raises:
+            ValueError: for the random-walk Laplacian, which is not symmetric.
+        """
+        if self.normalization == "random_walk":
+            raise ValueError("normalization must be 'symmetric' or 'unnormalized' for orthonormal eigenvectors, got 'random_walk'")
+        labels = self.graph.component_labels
+        local = labels - labels.amin(-1, keepdim=True)
+        columns = min(max_vectors, int(self.graph.n_components.max()))
+        degree = self.graph.degree.detach()
+        size = degree.sqrt() if self.normalization == "symmetric" else torch.ones_like(degree)
+        size = torch.where(degree > 0, size, 1.0)
+        chosen = local < columns
+        vectors = size.new_zeros(*size.shape, columns)
+        vectors.scatter_(-1, (local * chosen).unsqueeze(-1), (size * chosen).unsqueeze(-1))
+        norms = vectors.norm(dim=-2, keepdim=True)
+        return vectors / torch.where(norms > 0, norms, 1.0)
 
     def to_dense(self) -> Tensor:
         """Return ``[..., n, n]``; meant for small n."""

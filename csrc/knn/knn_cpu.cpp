@@ -173,42 +173,51 @@ int64_t panel_width() {
   }
 }
 
-// Exact value of a pair, in float64: half squared distance of the scaled points, or minus the inner product, so that
-// smaller is nearer.
+// Exact values of one row's pairs, in float64: squared distances of the scaled points, or minus the inner products, so
+// that smaller is nearer.
 template <class T>
 struct Exact {
-  const T *a, *b;
-  double scale_a, scale_b;
+  const double* row;  // scaled
+  const T* points;
+  const double* scale;
   int64_t d;
   bool product;
+  const int32_t* index;
+  int64_t count;
   double* out;
 };
 
 template <int kBytes, class T>
 LFM_INLINE void exact_body(const Exact<T>& e) {
-  // eight float64 lanes on every machine: the order of summation is the same everywhere
-  using V = simd::Vec<double, 8>;
-  using In = simd::Vec<T, 8>;
-  V sum{};
-  double rest = 0;
-  int64_t c = 0;
-  if (e.product) {
-    for (; c + 8 <= e.d; c += 8)
-      sum += __builtin_convertvector(simd::load<In>(e.a + c), V) * __builtin_convertvector(simd::load<In>(e.b + c), V);
-    for (; c < e.d; ++c) rest += static_cast<double>(e.a[c]) * e.b[c];
-  } else {
-    for (; c + 8 <= e.d; c += 8) {
-      const V difference = __builtin_convertvector(simd::load<In>(e.a + c), V) * e.scale_a -
-                           __builtin_convertvector(simd::load<In>(e.b + c), V) * e.scale_b;
-      sum += difference * difference;
+  // eight float64 lanes on every machine, so that the order of summation is the same everywhere
+  constexpr int kLanes = simd::kLanes<double, kBytes>, kVectors = 8 / kLanes;
+  using V = simd::Vec<double, kLanes>;
+  using In = simd::Vec<T, kLanes>;
+  for (int64_t c = 0; c < e.count; ++c) {
+    const T* point = e.points + e.index[c] * e.d;
+    const double scale = e.scale[e.index[c]];
+    V sum[kVectors] = {};
+    double total = 0;
+    int64_t f = 0;
+    for (; f + 8 <= e.d; f += 8)
+      for (int v = 0; v < kVectors; ++v) {
+        const V other = __builtin_convertvector(simd::load<In>(point + f + v * kLanes), V);
+        const V own = simd::load<V>(e.row + f + v * kLanes);
+        if (e.product) {
+          sum[v] += own * other;
+        } else {
+          const V difference = own - other * scale;
+          sum[v] += difference * difference;
+        }
+      }
+    for (; f < e.d; ++f) {
+      const double other = static_cast<double>(point[f]), difference = e.row[f] - other * scale;
+      total += e.product ? e.row[f] * other : difference * difference;
     }
-    for (; c < e.d; ++c) {
-      const double difference = e.a[c] * e.scale_a - e.b[c] * e.scale_b;
-      rest += difference * difference;
-    }
+    for (int v = 0; v < kVectors; ++v)
+      for (int lane = 0; lane < kLanes; ++lane) total += sum[v][lane];
+    e.out[c] = e.product ? -total : total;
   }
-  for (int lane = 0; lane < 8; ++lane) rest += sum[lane];
-  *e.out = e.product ? -rest : rest;
 }
 
 LFM_SIMD_DISPATCH(template <class T>, void, exact, (const Exact<T>& e), (e))
@@ -287,14 +296,15 @@ class RowBlock {
     // only values that are not numbers can leave a row short; Python refuses them, and here nothing may be out of bounds
     if (list.size() < p_.k) list.take_all(p_.m, p_.self ? i : -1);
     const int64_t size = list.size();
+    row_.resize(p_.d);
+    for (int64_t f = 0; f < p_.d; ++f) row_[f] = p_.x[i * p_.d + f] * rows_.scale[i];
+    values_.resize(size);
+    exact(Exact<T>{row_.data(), p_.y, columns_.scale.data(), p_.d, p_.metric == Metric::inner_product, list.indices(), size,
+                   values_.data()});
     ranked_.resize(size);
     for (int64_t c = 0; c < size; ++c) {
-      const int64_t j = list.index(c);
-      double value;
-      exact(Exact<T>{p_.x + i * p_.d, p_.y + j * p_.d, rows_.scale[i], columns_.scale[j], p_.d,
-                     p_.metric == Metric::inner_product, &value});
-      const T returned = finish<T>(p_.metric, value);
-      ranked_[c] = {p_.metric == Metric::inner_product ? -returned : returned, static_cast<int32_t>(j)};
+      const T returned = finish<T>(p_.metric, values_[c]);
+      ranked_[c] = {p_.metric == Metric::inner_product ? -returned : returned, list.indices()[c]};
     }
     sort_ranked(ranked_, scratch_);
     for (int64_t c = 0; c < p_.k; ++c) {
@@ -309,6 +319,7 @@ class RowBlock {
   const int64_t width_;
   std::vector<float> lower_;
   std::vector<CandidateList> candidates_;
+  std::vector<double> row_, values_;
   std::vector<Ranked<T>> ranked_, scratch_;
 };
 

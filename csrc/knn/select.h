@@ -110,7 +110,7 @@ class CandidateList {
     threshold_ = std::numeric_limits<float>::infinity();
   }
   int64_t size() const { return static_cast<int64_t>(index_.size()); }
-  int64_t index(int64_t c) const { return index_[c]; }
+  const int32_t* indices() const { return index_.data(); }
 
   void append_below(const float* lower, int64_t size, int64_t base) {
     int64_t count = 0;

@@ -1,0 +1,36 @@
+"""Orthogonalisation of batched blocks that cannot break down: rank-deficient directions are found, not divided by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def project_out(block: Tensor, basis: Tensor) -> Tensor:
+    """Remove the components along the orthonormal (or zero) columns of ``basis [..., n, p]``, twice for full accuracy."""
+    for _ in range(2):
+        block = block - basis @ (basis.mT @ block)
+    return block
+
+
+def orthonormalize(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal basis of the span of ``block [..., n, k]`` by SVQB (Stathopoulos & Wu 2002).
+
+    The scaled Gram matrix is diagonalised in float64, so that no factorisation can fail. Where the block is rank deficient
+    the spare columns come back as zeros.
+
+    Returns:
+        ``q [..., n, k]`` and ``present [..., k]`` bool, False for the zero columns.
+    """
+    present = torch.ones(block.shape[:-2] + block.shape[-1:], dtype=torch.bool, device=block.device)
+    for sweep in range(2):
+        gram = (block.mT @ block).double()
+        norms = gram.diagonal(dim1=-2, dim2=-1)
+        scale = torch.where(norms > 0, norms, 1.0).rsqrt() * (norms > 0)
+        evals, evecs = torch.linalg.eigh(scale.unsqueeze(-1) * gram * scale.unsqueeze(-2))
+        # below this a direction is rounding of the others; in the second sweep the columns are orthonormal already
+        floor = (block.shape[-1] * torch.finfo(block.dtype).eps * 4) if sweep == 0 else 0.5
+        present = evals > floor * evals.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        inverse_root = torch.where(present, evals, 1.0).rsqrt() * present
+        block = block @ (scale.unsqueeze(-1) * evecs * inverse_root.unsqueeze(-2)).to(block.dtype)
+    return block, present
