@@ -57,6 +57,19 @@ LFM_INLINE V broadcast(T value) {
   return V{} + value;
 }
 
+// Keeps the compiler from fusing the product it hides with a following sum: where x == y, x s - y s must be exactly 0.
+template <class V>
+LFM_INLINE V rounded(V v) {
+#if defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  asm("" : "+m"(v));
+#endif
+  return v;
+}
+
 // Lanes of one vector register, in elements of T.
 template <class T, int kBytes>
 inline constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));

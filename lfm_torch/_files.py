@@ -19,7 +19,8 @@ def save_record(path: str | Path, record: Any) -> None:
     from safetensors.torch import save
 
     values = {field.name: getattr(record, field.name) for field in fields(record)}
-    tensors = {name: value.detach().contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+    # clones: two fields may be views of one tensor, which the format does not know
+    tensors = {name: value.detach().clone().contiguous() for name, value in values.items() if isinstance(value, Tensor)}
     others = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
     metadata = {"format": type(record).__name__, "fields": json.dumps(others)}
     write_atomically(path, save(tensors, metadata))

@@ -229,7 +229,7 @@ class Graph:
     def to_torch_csr(self) -> Tensor:
         """Return the weights as a torch sparse CSR tensor (block diagonal for a batch)."""
         total = self.rowptr.numel() - 1
-        return torch.sparse_csr_tensor(self.rowptr, self.col.long(), self.weight, (total, total))
+        return torch.sparse_csr_tensor(self.rowptr, self.col.long(), self.weight, (total, total), check_invariants=False)
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
@@ -441,4 +441,4 @@ class Laplacian:
         """Return a torch sparse CSR tensor (block diagonal for a batch); on the CPU this goes through SciPy."""
         matrix = self.to_scipy()
         parts = (torch.from_numpy(matrix.indptr).long(), torch.from_numpy(matrix.indices).long(), torch.from_numpy(matrix.data))
-        return torch.sparse_csr_tensor(*parts, matrix.shape).to(self.graph.weight.device)
+        return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False).to(self.graph.weight.device)

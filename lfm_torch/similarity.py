@@ -14,6 +14,10 @@ def lfm_similarity(fmap: FunctionalMap, *, squared: bool = True, symmetric: bool
     1 where the map carries the eigenfunctions of x to orthogonal functions on y. It is not symmetric in x and y, and inside
     a nearly repeated eigenvalue it depends on the basis chosen there; :func:`subspace_overlap` and :func:`heat_overlap` do not.
 
+    Read it beside the overlap: it asks whether the map is orthogonal on what it carries, not how much it carries. Two unrelated
+    spaces share their first, nearly constant eigenfunction and little else, so the diagonal entry of that one dominates and
+    the score is close to 1 (0.99 for Gaussian noise, n = 600, m = 20), where the overlap is close to ``m / n``.
+
     Args:
         fmap: A functional map, ``C [..., m_y, m_x]``.
         squared: Take the ratio of squared norms, as the paper writes it; False for the published code's ratio of norms.

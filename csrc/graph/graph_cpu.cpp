@@ -37,17 +37,22 @@ struct Lists {  // CSR with columns in ascending order
   std::vector<T> weight;
 };
 
-// Transposes the matrix whose row i holds entries start(i) to start(i + 1). Each worker owns a range of rows and, per
-// column, a range of the slots, so that columns come out sorted whatever the number of workers.
-template <class T, class Start, class Column, class Value>
-Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const Column& column, const Value& value) {
+// Transposes the matrix whose row i holds entries start(i) to start(i + 1), columns numbered from first(i). Each worker
+// owns a range of rows and, per column, a range of the slots, so that columns come out sorted whatever the number of
+// workers.
+template <class T, class Index, class Start, class First>
+Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const First& first, const Index* column,
+                   const T* value) {
   const int64_t workers = std::max<int64_t>(1, std::min<int64_t>({torch::stable::get_num_threads(), 8, entries >> 14}));
   const auto first_row = [&](int64_t worker) { return rows * worker / workers; };
   std::vector<std::vector<int64_t>> slots(workers);
   parallel_tasks(workers, [&](int64_t worker) {
     auto& count = slots[worker];
     count.assign(rows, 0);
-    for (int64_t e = start(first_row(worker)); e < start(first_row(worker + 1)); ++e) ++count[column(e)];
+    for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
+      int64_t* own = count.data() + first(i);
+      for (int64_t e = start(i); e < start(i + 1); ++e) ++own[column[e]];
+    }
   });
   Lists<T> out;
   out.start.resize(rows + 1);
@@ -64,13 +69,14 @@ Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const Colu
   out.node.resize(entries);
   out.weight.resize(entries);
   parallel_tasks(workers, [&](int64_t worker) {
-    auto& slot = slots[worker];
-    for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i)
+    for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
+      int64_t* slot = slots[worker].data() + first(i);
       for (int64_t e = start(i); e < start(i + 1); ++e) {
-        const int64_t at = slot[column(e)]++;
+        const int64_t at = slot[column[e]]++;
         out.node[at] = static_cast<int32_t>(i);
-        out.weight[at] = value(e);
+        out.weight[at] = value[e];
       }
+    }
   });
   return out;
 }
@@ -96,12 +102,11 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n, entries = rows * k;
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const T* weight = weights.const_data_ptr<T>();
-  const Lists<T> backward = transpose<T>(
-      rows, entries, [k](int64_t i) { return i * k; },
-      [=](int64_t e) { return index[e] + e / k / n * n; }, [=](int64_t e) { return weight[e]; });
-  const Lists<T> forward = transpose<T>(
-      rows, entries, [&](int64_t i) { return backward.start[i]; }, [&](int64_t e) { return backward.node[e]; },
-      [&](int64_t e) { return backward.weight[e]; });
+  const Lists<T> backward = transpose(
+      rows, entries, [k](int64_t i) { return i * k; }, [n](int64_t i) { return i / n * n; }, index, weight);
+  const Lists<T> forward = transpose(
+      rows, entries, [&](int64_t i) { return backward.start[i]; }, [](int64_t) { return int64_t{0}; },
+      backward.node.data(), backward.weight.data());
 
   Tensor rowptr = torch::stable::new_empty(indices, {rows + 1});
   int64_t* pointer = rowptr.mutable_data_ptr<int64_t>();
@@ -181,8 +186,8 @@ void check_lists(const Tensor& indices, const Tensor& weights) {
 
 // A wrong index would be a write out of bounds; the scan costs little beside the transposition.
 void check_indices_in_range(const Tensor& indices) {
-  const int64_t n = indices.size(1), *index = indices.const_data_ptr<int64_t>();
-  for (int64_t e = 0; e < indices.numel(); ++e)
+  const int64_t n = indices.size(1), entries = indices.numel(), *index = indices.const_data_ptr<int64_t>();
+  for (int64_t e = 0; e < entries; ++e)
     LFM_CHECK(index[e] >= 0 && index[e] < n, "indices must lie in [0, ", n, "), got ", index[e]);
 }
 

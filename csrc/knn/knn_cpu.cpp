@@ -206,12 +206,12 @@ LFM_INLINE void exact_body(const Exact<T>& e) {
         if (e.product) {
           sum[v] += own * other;
         } else {
-          const V difference = own - other * scale;
+          const V difference = own - simd::rounded(other * scale);
           sum[v] += difference * difference;
         }
       }
     for (; f < e.d; ++f) {
-      const double other = static_cast<double>(point[f]), difference = e.row[f] - other * scale;
+      const double other = static_cast<double>(point[f]), difference = e.row[f] - simd::rounded(other * scale);
       total += e.product ? e.row[f] * other : difference * difference;
     }
     for (int v = 0; v < kVectors; ++v)

@@ -42,8 +42,11 @@ def residual_norms(operator: SymmetricOperator, evals: Tensor, evecs: Tensor) ->
     return (operator.apply(evecs) - evecs * evals.unsqueeze(-2)).norm(dim=-2)
 
 
-def dense_eigenpairs(operator: SymmetricOperator, n_pairs: int) -> Eigenpairs:
-    """The smallest ``n_pairs`` by a dense decomposition; memory ``n^2`` per graph."""
-    evals, evecs = torch.linalg.eigh(operator.to_dense())
+def dense_eigenpairs(operator: SymmetricOperator, n_pairs: int, known: Tensor | None = None) -> Eigenpairs:
+    """The smallest ``n_pairs`` by a dense decomposition, in the complement of ``known`` eigenvectors; memory ``n^2`` per graph."""
+    dense = operator.to_dense()
+    if known is not None:
+        dense = dense + (4 * operator.upper_bound) * (known @ known.mT)
+    evals, evecs = torch.linalg.eigh(dense)
     evals, evecs = evals[..., :n_pairs].contiguous(), evecs[..., :n_pairs].contiguous()
     return Eigenpairs(evals, evecs, residual_norms(operator, evals, evecs), 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, residual_norms
+from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs, residual_norms
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 
 _BLOCK = 16
@@ -28,19 +28,28 @@ def krylov(
 ) -> Eigenpairs:
     """The smallest eigenpairs in the complement of the known eigenvectors; arguments as in :func:`lobpcg`.
 
-    ``iterations`` counts operator products of one block.
+    ``iterations`` counts operator products of one block; 0 where the space would hold a quarter of the problem or more and
+    the dense decomposition is taken instead.
     """
-    n, room = operator.shape[-1], operator.shape[-1] - known.shape[-1]
-    block = min(_BLOCK, room)
-    capacity = min(room // block * block, max(8 * n_pairs, 256) // block * block)
-    kept = min(capacity - block, n_pairs + n_pairs // 2)
+    room, block = operator.shape[-1] - known.shape[-1], _BLOCK
+    if room < 4 * (n_pairs + block):
+        return dense_eigenpairs(operator, n_pairs, known)
+    capacity = min(room - block, max(8 * n_pairs, 256))
+    kept = n_pairs + n_pairs // 2
     limit = _MAX_ITERATIONS if max_iterations is None else max_iterations
     target = tol * operator.upper_bound / 2
 
     space = torch.zeros(*operator.shape[:-1], capacity + block, dtype=known.dtype, device=known.device)
     projected = torch.zeros(*operator.shape[:-2], capacity, capacity, dtype=torch.float64, device=known.device)
-    size = _begin(operator, space, projected, known, start, block, generator)
-    next_check, history = max(size + block, min(capacity, 3 * n_pairs)), []
+    noise = torch.randn(*operator.shape[:-1], block, dtype=known.dtype, device=known.device, generator=generator)
+    # the sum of the given vectors, column by column, holds a component of each: a Krylov space finds them again at once
+    if start is not None:
+        for first in range(0, start.shape[-1], block):
+            given = start[..., first : first + block]
+            noise[..., : given.shape[-1]] += given * operator.shape[-1] ** 0.5
+    space[..., :block] = _fill(noise, space[..., :0], known, generator)[0]
+    size, next_check = 0, 3 * n_pairs
+    history: list[tuple[int, float]] = []
     for iteration in range(1, limit + 1):
         coupling = _extend(operator, space, projected, size, block, known, generator)
         size += block
@@ -51,10 +60,10 @@ def krylov(
         # residual of a Ritz pair: the part of L v that leaves the space
         norms = (coupling @ rotation[..., -block:, :n_pairs]).norm(dim=-2)
         worst = float(norms.max())
-        if worst <= 0.5 * target or iteration == limit or size >= room:
+        if worst <= 0.5 * target or iteration == limit:
             vectors = space[..., :size] @ rotation[..., :n_pairs].to(space.dtype)
             pairs = _polish(operator, vectors, iteration)
-            if iteration == limit or size >= room or bool((pairs.residuals <= target).all()):
+            if iteration == limit or bool((pairs.residuals <= target).all()):
                 return pairs
         history.append((size, worst))
         next_check = size + _blocks_to_wait(history, target) * block
@@ -62,22 +71,6 @@ def krylov(
             size = _restart(space, projected, theta, rotation, coupling, size, kept, block)
             next_check, history = size + 4 * block, []
     raise AssertionError("unreachable: the last iteration returns")
-
-
-def _begin(
-    operator: SymmetricOperator,
-    space: Tensor,
-    projected: Tensor,
-    known: Tensor,
-    start: Tensor | None,
-    block: int,
-    generator: torch.Generator | None,
-) -> int:
-    """Put the first block into ``space``: noise, or the residual block of a warm start whose vectors go before it."""
-    shape = (*operator.shape[:-1], block)
-    noise = torch.randn(shape, dtype=space.dtype, device=space.device, generator=generator)
-    space[..., :block] = _fill(noise, space[..., :0], known, generator)[0]
-    return 0
 
 
 def _extend(

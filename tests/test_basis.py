@@ -1,0 +1,217 @@
+"""Eigensolvers and bases on hard cases, against dense float64 ``eigh`` by residual, orthonormality and subspace angle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+import lfm_torch as lfm
+from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
+
+SOLVERS = ("lobpcg", "krylov", "dense")
+
+
+def graph_of(w: np.ndarray, dtype: torch.dtype) -> lfm.Graph:
+    matrix = csr_matrix(w)
+    return lfm.Graph(
+        torch.from_numpy(matrix.indptr).long(),
+        torch.from_numpy(matrix.indices).int(),
+        torch.from_numpy(matrix.data).to(dtype),
+        len(w),
+    )
+
+
+def path(n: int) -> np.ndarray:
+    return np.diag(np.ones(n - 1), 1) + np.diag(np.ones(n - 1), -1)
+
+
+def ring(n: int) -> np.ndarray:
+    w = path(n)
+    w[0, -1] = w[-1, 0] = 1
+    return w
+
+
+def grid(side: int) -> np.ndarray:
+    return np.kron(path(side), np.eye(side)) + np.kron(np.eye(side), path(side))
+
+
+def star(n: int) -> np.ndarray:
+    w = np.zeros((n, n))
+    w[0, 1:] = w[1:, 0] = 1
+    return w
+
+
+def cliques(count: int, size: int) -> np.ndarray:
+    return np.kron(np.eye(count), np.ones((size, size)) - np.eye(size))
+
+
+def orders_of_magnitude(n: int) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    w = np.triu(10.0 ** generator.uniform(-12, 0, (n, n)) * (generator.random((n, n)) < 0.1), 1)
+    return w + w.T + 1e-12 * path(n)
+
+
+def isolated(n: int) -> np.ndarray:
+    w = ring(n)
+    w[5] = w[:, 5] = 0
+    return w
+
+
+HARD = {
+    "path": path(150),
+    "ring": ring(150),  # every eigenvalue but 0 twice
+    "grid": grid(13),  # many repeated
+    "star": star(120),  # eigenvalue 1 with multiplicity n - 2
+    "complete": np.ones((90, 90)) - np.eye(90),
+    "cliques": cliques(7, 20),
+    "more cliques than pairs": cliques(30, 5),
+    "orders of magnitude": orders_of_magnitude(160),
+    "isolated vertex": isolated(100),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("case", list(HARD))
+def test_hard_cases(case: str, solver: str, dtype: torch.dtype) -> None:
+    w = HARD[case]
+    n_basis = 12
+    basis = lfm.spectral_basis(graph_of(w, dtype), n_basis=n_basis, solver=solver)
+    dense = oracles.laplacian(w)
+    wanted, vectors = np.linalg.eigh(dense)
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-8
+    evals, evecs = basis.evals.double().numpy(), basis.evecs.double().numpy()
+    np.testing.assert_allclose(evals, wanted[:n_basis], atol=tolerance)
+    assert np.linalg.norm(dense @ evecs - evecs * evals, axis=0).max() <= tolerance
+    assert np.abs(evecs.T @ evecs - np.eye(n_basis)).max() <= 1e-5 * (1 if dtype == torch.float32 else 1e-5)
+    assert bool(basis.converged.all())
+    # inside the invariant subspace of all eigenvalues up to the last one (and its multiples)
+    inside = vectors[:, wanted <= wanted[n_basis - 1] + 1e-3]
+    assert np.linalg.norm(evecs - inside @ (inside.T @ evecs)) <= 5e2 * tolerance
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("n_basis", [1, 2, 39])
+def test_smallest_and_largest_number_of_pairs(solver: str, n_basis: int) -> None:
+    w = oracles.gaussian_graph(np.random.default_rng(0).normal(size=(40, 3)), 6, "euclidean")
+    basis = lfm.spectral_basis(graph_of(w, torch.float64), n_basis=n_basis, solver=solver)
+    np.testing.assert_allclose(basis.evals.numpy(), np.linalg.eigvalsh(oracles.laplacian(w))[:n_basis], atol=1e-9)
+    assert float((basis.evecs.T @ basis.evecs - torch.eye(n_basis)).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("solver", ["lobpcg", "krylov"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_graph_agrees_with_dense(solver: str, dtype: torch.dtype) -> None:
+    x = torch.randn(1200, 5, dtype=torch.float64)
+    graph = lfm.build_graph(x.to(dtype), n_neighbors=20)
+    basis = lfm.spectral_basis(graph, n_basis=40, solver=solver)
+    exact = lfm.spectral_basis(graph, n_basis=40, solver="dense")
+    tol = 1e-5 if dtype == torch.float32 else 1e-8
+    assert float(basis.residuals.max()) <= tol
+    torch.testing.assert_close(basis.evals, exact.evals, rtol=0, atol=tol)
+    overlap = torch.linalg.svdvals(exact.evecs[:, :35].mT @ basis.evecs)
+    assert float(overlap.min()) > 1 - 1e-4
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_batch_with_different_numbers_of_components(solver: str) -> None:
+    x = torch.randn(3, 2, 80, 3, dtype=torch.float64)
+    x[0, 1, :30] += 1e3
+    x[2, 0, :30] += 1e3
+    x[2, 0, 30:50] -= 1e3
+    graph = lfm.build_graph(x, n_neighbors=6, metric="euclidean")
+    basis = lfm.spectral_basis(graph, n_basis=9, solver=solver)
+    assert basis.n_components.tolist() == [[1, 2], [1, 1], [3, 1]]
+    for index in np.ndindex(3, 2):
+        single = lfm.spectral_basis(lfm.build_graph(x[index], n_neighbors=6, metric="euclidean"), n_basis=9, solver="dense")
+        torch.testing.assert_close(basis.evals[index], single.evals, rtol=0, atol=1e-8)
+        gap = torch.linalg.svdvals(single.evecs.mT @ basis.evecs[index])
+        assert float(gap.min()) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("solver", ["lobpcg", "krylov"])
+def test_unnormalized_laplacian(solver: str) -> None:
+    graph = lfm.build_graph(torch.randn(300, 3, dtype=torch.float64), n_neighbors=10, metric="euclidean")
+    laplacian = graph.laplacian("unnormalized")
+    basis = lfm.spectral_basis(laplacian, n_basis=10, solver=solver)
+    wanted = torch.linalg.eigvalsh(laplacian.to_dense())[:10]
+    torch.testing.assert_close(basis.evals, wanted, rtol=0, atol=1e-7)
+    torch.testing.assert_close(basis.evecs[:, 0], torch.full((300,), 300**-0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("solver", ["lobpcg", "krylov"])
+def test_same_answer_every_time(solver: str) -> None:
+    graph = lfm.build_graph(torch.randn(700, 4), n_neighbors=15)
+    first, second = (lfm.spectral_basis(graph, n_basis=20, solver=solver) for _ in range(2))
+    assert torch.equal(first.evecs, second.evecs)
+    assert bool((first.evecs.gather(0, first.evecs.abs().argmax(0, keepdim=True)) > 0).all())
+
+
+def test_solver_that_gives_up_says_so_and_returns_what_it_has() -> None:
+    graph = lfm.build_graph(torch.randn(900, 20), n_neighbors=10)
+    for solver in ("lobpcg", "krylov"):
+        with pytest.warns(lfm.LFMWarning, match="eigenpairs did not reach tol=1e-05 in 3 iterations"):
+            basis = lfm.spectral_basis(graph, n_basis=30, solver=solver, max_iterations=3)
+        assert not bool(basis.converged.all())
+        assert basis.evecs.shape == (900, 30)
+
+
+def test_warm_start_saves_iterations() -> None:
+    x = torch.randn(1500, 6)
+    cold = lfm.spectral_basis(lfm.build_graph(x, n_neighbors=20), n_basis=30, solver="lobpcg")
+    near = lfm.build_graph(x + 1e-4 * torch.randn_like(x), n_neighbors=20)
+    warm = lfm.spectral_basis(near, n_basis=30, solver="lobpcg", warm_start=cold)
+    again = lfm.spectral_basis(near, n_basis=30, solver="lobpcg")
+    assert warm.iterations < again.iterations
+    torch.testing.assert_close(warm.evals, again.evals, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda g: lfm.spectral_basis(g, n_basis=20), ValueError, "n_basis must be between 1 and 19"),
+        (lambda g: lfm.spectral_basis(g, n_basis=0), ValueError, "got 0"),
+        (lambda g: lfm.spectral_basis(g, n_basis=3, solver="arpack"), ValueError, "solver must be one of"),
+        (lambda g: lfm.spectral_basis(torch.eye(20), n_basis=3), TypeError, "graph must be a Graph or a Laplacian, got Tensor"),
+        (lambda g: lfm.spectral_basis(g.laplacian("random_walk"), n_basis=3), ValueError, "random_walk"),
+        (
+            lambda g: lfm.spectral_basis(g, n_basis=3, warm_start=lfm.spectral_basis(lfm.build_graph(torch.randn(9, 2)), n_basis=2)),
+            ValueError,
+            "warm_start must have evecs of shape",
+        ),
+        (lambda g: lfm.spectral_basis(g, n_basis=5).truncate(6), ValueError, "the basis has 5 pairs"),
+    ],
+)
+def test_bad_input(call: object, error: type[Exception], message: str) -> None:
+    graph = lfm.build_graph(torch.randn(20, 3), n_neighbors=5)
+    with pytest.raises(error, match=message):
+        call(graph)  # type: ignore[operator]
+
+
+def test_truncate_project_reconstruct_save(tmp_path: Path) -> None:
+    basis = lfm.spectral_basis(lfm.build_graph(torch.randn(2, 40, 3, dtype=torch.float64)), n_basis=8)
+    coefficients = torch.randn(2, 8, 3, dtype=torch.float64)
+    torch.testing.assert_close(basis.project(basis.reconstruct(coefficients)), coefficients)
+    assert basis.truncate(3).evecs.shape == (2, 40, 3)
+    basis.save(tmp_path / "basis.safetensors")
+    again = lfm.Basis.load(tmp_path / "basis.safetensors")
+    assert torch.equal(again.evecs, basis.evecs)
+    assert again.solver == "dense"
+    assert basis.to(torch.float32).evals.dtype == torch.float32
+    assert "n_basis=8" in repr(basis)
+
+
+def test_orthonormalize_finds_rank_deficiency() -> None:
+    block = torch.randn(100, 6)
+    block = torch.cat([block, block @ torch.randn(6, 4), torch.zeros(100, 1), 1e-20 * torch.randn(100, 1)], 1)
+    q, present = orthonormalize(block)
+    assert int(present.sum()) == 7  # six directions and the tiny one, which is as good as any once scaled
+    gram = q.mT @ q
+    torch.testing.assert_close(gram, torch.diag(present.float()), rtol=0, atol=1e-6)
+    outside = project_out(block, q)
+    assert float((outside.norm(dim=0) / block.norm(dim=0).clamp_min(1e-30)).max()) < 1e-4

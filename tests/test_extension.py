@@ -1,0 +1,54 @@
+"""Life without the compiled library, and what importing the package costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import torch
+
+import lfm_torch as lfm
+
+
+def run(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_build_info_tells_what_is_live() -> None:
+    info = lfm.build_info()
+    assert info.torch == torch.__version__
+    assert info.cuda_devices == tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    if torch.version.cuda is None:
+        assert any("CUDA" in note for note in info.notes)
+
+
+def test_without_the_extension_the_twins_give_the_same_scores() -> None:
+    code = """
+import torch, lfm_torch as lfm
+torch.manual_seed(0)
+x, y = torch.randn(700, 6, dtype=torch.float64), torch.randn(700, 8, dtype=torch.float64)
+scores = lfm.similarity(x, y + x[:, :1], n_basis=20)
+print(lfm.build_info().cpu_kernels, *(f"{float(v):.9f}" for v in scores.values()))
+"""
+    twins, kernels = run(code, LFM_TORCH_NO_EXT="1").split(), run(code, LFM_TORCH_NO_EXT="0").split()
+    assert twins[0] == "False"
+    for a, b in zip(twins[1:], kernels[1:], strict=True):
+        assert abs(float(a) - float(b)) < 1e-6
+
+
+def test_import_is_light() -> None:
+    heavy = "matplotlib,pytorch_lightning,lightning,sklearn,rich,pandas,scipy,faiss,jinja2"
+    code = f"import sys, lfm_torch; print([name for name in {heavy.split(',')!r} if name in sys.modules])"
+    # torch itself may import some of them: only what comes on top counts
+    base = f"import sys, torch; print([name for name in {heavy.split(',')!r} if name in sys.modules])"
+    assert run(code) == run(base)
+
+
+def test_public_names_exist() -> None:
+    assert all(hasattr(lfm, name) for name in lfm.__all__)
+    assert len(lfm.__all__) <= 30

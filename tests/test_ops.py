@@ -1,0 +1,141 @@
+"""The twin law: every registered operator has a kernel that agrees with its twin, a fake kernel and sample inputs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracles import TOLERANCES
+
+from lfm_torch import ops
+from lfm_torch.ops import OPERATORS
+from lfm_torch.ops.knn import knn_reference
+
+CASES = [
+    pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
+    for name in OPERATORS
+    for dtype in (torch.float32, torch.float64)
+]
+
+
+def as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
+    return (value,) if isinstance(value, torch.Tensor) else tuple(value)
+
+
+def test_every_schema_of_the_namespace_is_registered() -> None:
+    known = {name.removeprefix("lfm_torch::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("lfm_torch::")}
+    assert known == set(OPERATORS)
+
+
+def test_every_operator_has_a_cpu_kernel_listed_in_the_table_of_contents() -> None:
+    table = Path(__file__).parents[1] / "csrc" / "ops.cpp"
+    if not table.exists():
+        pytest.skip("the sources are not beside the tests")
+    assert set(re.findall(r'm\.impl\("(\w+)"', table.read_text())) == set(OPERATORS)
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_kernel_agrees_with_twin(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    operator = OPERATORS[name]
+    count = 0
+    for args in operator.sample_inputs(device, dtype):
+        for got, wanted in zip(as_tuple(operator.compiled(*args)), as_tuple(operator.reference(*args)), strict=True):
+            torch.testing.assert_close(got, wanted, **TOLERANCES[dtype])
+        count += 1
+    assert count >= 3
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_opcheck(name: str, device: torch.device) -> None:
+    operator = OPERATORS[name]
+    for args in list(operator.sample_inputs(device, torch.float64))[:4]:
+        if name == "laplacian_product":
+            args = tuple(a.requires_grad_() if isinstance(a, torch.Tensor) and i in (2, 6, 7) else a for i, a in enumerate(args))
+        torch.library.opcheck(operator.compiled, args)
+
+
+@pytest.mark.parametrize("name", list(OPERATORS))
+def test_result_does_not_depend_on_threads_or_run(name: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for args in OPERATORS[name].sample_inputs(torch.device("cpu"), torch.float32):
+            results = []
+            for count in (1, 2, 2, 5):
+                torch.set_num_threads(count)
+                results.append(as_tuple(OPERATORS[name].compiled(*args)))
+            for other in results[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_knn_of_empty_batch() -> None:
+    indices, distances = ops.nearest_neighbors(torch.zeros(0, 5, 3), None, 2, "euclidean")
+    assert indices.shape == distances.shape == (0, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((torch.zeros(4, 2), None, 1, "euclidean"), "x must have 3 dimensions"),
+        ((torch.zeros(1, 4, 2), None, 4, "euclidean"), "n_neighbors must be between 1 and 3"),
+        ((torch.zeros(1, 4, 2), None, 1, "manhattan"), "metric must be one of"),
+        ((torch.zeros(1, 4, 2), torch.zeros(1, 4, 3), 1, "euclidean"), "y must have 2 entries in dimension 2"),
+        ((torch.zeros(1, 4, 2).int(), None, 1, "euclidean"), "x must be float32 or float64"),
+    ],
+)
+def test_direct_calls_of_the_kernel_are_checked(args: tuple[Any, ...], message: str) -> None:
+    if not ops.has_native_kernel("knn", torch.device("cpu")):
+        pytest.skip("no compiled kernels")
+    with pytest.raises(RuntimeError, match=message):
+        OPERATORS["knn"].compiled(*args)
+
+
+def test_a_wrong_index_is_refused_before_it_is_written_through() -> None:
+    if not ops.has_native_kernel("symmetrize_edges", torch.device("cpu")):
+        pytest.skip("no compiled kernels")
+    indices = torch.tensor([[[1], [7]]])
+    with pytest.raises(RuntimeError, match=r"indices must lie in \[0, 2\), got 7"):
+        ops.symmetrize_edges(indices, torch.ones(1, 2, 1), "mean")
+
+
+def test_knn_survives_values_that_are_not_numbers() -> None:
+    x = torch.randn(1, 30, 4)
+    x[0, 3] = torch.nan
+    indices, _ = ops.nearest_neighbors(x, None, 5, "euclidean")
+    assert bool(((indices >= 0) & (indices < 30)).all())
+    good = [i for i in range(30) if i != 3]
+    assert torch.equal(indices[0, good], knn_reference(x, None, 5, "euclidean")[0][0, good])
+
+
+def test_product_is_differentiable_in_all_its_inputs() -> None:
+    rowptr, col, weight, *_ = next(iter(OPERATORS["laplacian_product"].sample_inputs(torch.device("cpu"), torch.float64)))
+    n = rowptr.numel() - 1
+    dense = torch.zeros(n, n, dtype=torch.float64)
+    rows = torch.repeat_interleave(torch.arange(n), rowptr.diff())
+    dense[rows, col.long()] = weight
+    scalings = [torch.rand(n, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    x, z = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    parameter = dense.clone().requires_grad_()
+
+    def apply(w: torch.Tensor, d: torch.Tensor, left: torch.Tensor, right: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        symmetric = (w + w.T) / 2  # the operator is defined for symmetric weights
+        return ops.laplacian_product(rowptr, col, symmetric[rows, col.long()], d, left, right, x, z, a=-0.7, b=0.3, c=2.0)
+
+    assert torch.autograd.gradcheck(apply, (parameter, *scalings, x, z), fast_mode=True)
+
+
+def test_compiles_without_graph_breaks() -> None:
+    rowptr, col, weight, diagonal, left, right, x, *_ = next(
+        iter(OPERATORS["laplacian_product"].sample_inputs(torch.device("cpu"), torch.float32))
+    )
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        y = ops.laplacian_product(rowptr, col, weight, diagonal, left, right, x)
+        return ops.laplacian_product(rowptr, col, weight, diagonal, left, right, y, x, a=2.0, c=-1.0)
+
+    compiled = torch.compile(twice, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), twice(x))
