@@ -102,13 +102,18 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    )
     return run.stdout.strip() or "unknown"
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[f"{row.get(c, ''):.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns] for row in rows]
+    cells = [
+        [f"{row.get(c, ''):.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns]
+        for row in rows
+    ]
     widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
     for line in [columns, ["-" * w for w in widths], *cells]:
         print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)))

@@ -38,7 +38,7 @@ inline void check_dim(const char* name, const Tensor& t, int64_t dim) {
 
 inline void check_size(const char* name, const Tensor& t, int64_t dim, int64_t wanted) {
   LFM_CHECK(t.size(dim) == wanted, name, " must have ", wanted, " entries in dimension ", dim, ", got shape ",
-                  shape_of(t));
+            shape_of(t));
 }
 
 inline void check_contiguous(const char* name, const Tensor& t) {
@@ -47,19 +47,19 @@ inline void check_contiguous(const char* name, const Tensor& t) {
 
 inline void check_dtype(const char* name, const Tensor& t, ScalarType wanted, const char* wanted_name) {
   LFM_CHECK(t.scalar_type() == wanted, name, " must be ", wanted_name, ", got scalar type number ",
-                  static_cast<int>(t.scalar_type()));
+            static_cast<int>(t.scalar_type()));
 }
 
 inline void check_like(const char* name, const Tensor& t, const char* like_name, const Tensor& like) {
   LFM_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,
-                  ", got scalar type numbers ", static_cast<int>(t.scalar_type()), " and ",
-                  static_cast<int>(like.scalar_type()));
+            ", got scalar type numbers ", static_cast<int>(t.scalar_type()), " and ",
+            static_cast<int>(like.scalar_type()));
 }
 
 inline void check_floating(const char* name, const Tensor& t) {
   const auto type = t.scalar_type();
   LFM_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
-                  " must be float32 or float64, got scalar type number ", static_cast<int>(type));
+            " must be float32 or float64, got scalar type number ", static_cast<int>(type));
 }
 
 // CSR of N rows: rowptr [N + 1] int64, col [nnz] int32, both contiguous.

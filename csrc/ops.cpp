@@ -1,5 +1,5 @@
-// The CPU kernels, one line an operator. The schemas stand beside the reference twins in lfm_torch/ops/*.py, so that the
-// operators exist with and without this library; the CUDA library attaches its kernels the same way.
+// The CPU kernels, one line an operator. The schemas stand beside the reference twins in lfm_torch/ops/*.py, so that
+// the operators exist with and without this library; the CUDA library attaches its kernels the same way.
 #include <torch/csrc/stable/library.h>
 
 #include "graph/graph.h"

@@ -9,8 +9,8 @@
 
 namespace lfm {
 
-// Calls body(task) for every task in [0, tasks), handed out one at a time, so that unequal tasks and busy cores balance.
-// The body must not throw and must not depend on the order.
+// Calls body(task) for every task in [0, tasks), handed out one at a time, so that unequal tasks and busy cores
+// balance. The body must not throw and must not depend on the order.
 template <class Body>
 void parallel_tasks(int64_t tasks, const Body& body) {
   const int64_t workers = std::min<int64_t>(tasks, torch::stable::get_num_threads());

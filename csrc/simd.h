@@ -78,15 +78,18 @@ inline constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
 
 // Defines NAME(args...) that runs NAME##_body<bytes per vector register>(args...) compiled for this machine.
 #if defined(__x86_64__)
-#define LFM_SIMD_DISPATCH(TEMPLATE, RETURN, NAME, PARAMS, ARGS)                   \
+#define LFM_SIMD_DISPATCH(TEMPLATE, RETURN, NAME, PARAMS, ARGS)                    \
   TEMPLATE LFM_TARGET_AVX512 RETURN NAME##_avx512 PARAMS { NAME##_body<64> ARGS; } \
   TEMPLATE LFM_TARGET_AVX2 RETURN NAME##_avx2 PARAMS { NAME##_body<32> ARGS; }     \
   TEMPLATE RETURN NAME##_generic PARAMS { NAME##_body<16> ARGS; }                  \
   TEMPLATE RETURN NAME PARAMS {                                                    \
     switch (lfm::simd::level()) {                                                  \
-      case lfm::simd::Level::avx512: return NAME##_avx512 ARGS;                    \
-      case lfm::simd::Level::avx2: return NAME##_avx2 ARGS;                        \
-      default: return NAME##_generic ARGS;                                         \
+      case lfm::simd::Level::avx512:                                               \
+        return NAME##_avx512 ARGS;                                                 \
+      case lfm::simd::Level::avx2:                                                 \
+        return NAME##_avx2 ARGS;                                                   \
+      default:                                                                     \
+        return NAME##_generic ARGS;                                                \
     }                                                                              \
   }
 #else

@@ -11,13 +11,19 @@ from lfm_torch import baselines
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.basis import Basis, spectral_basis
+from lfm_torch.checkpoints import Checkpoints
+from lfm_torch.compare import compare
+from lfm_torch.comparison import Comparison
 from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graph import Graph, Laplacian, Neighbors, build_graph, knn
 from lfm_torch.pipeline import similarity
+from lfm_torch.representation import extract
 from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
 
 __all__ = [
     "Basis",
+    "Checkpoints",
+    "Comparison",
     "FunctionalMap",
     "Graph",
     "LFMWarning",
@@ -26,6 +32,8 @@ __all__ = [
     "baselines",
     "build_graph",
     "build_info",
+    "compare",
+    "extract",
     "heat_overlap",
     "knn",
     "lfm_similarity",

@@ -41,7 +41,9 @@ def check_finite(name: str, x: Tensor) -> None:
     where = bad.nonzero()[0].tolist()
     row, value = where[:-1], x.detach()[tuple(where)].item()
     at = f"row {row[0]}" if len(row) == 1 else f"row {row[-1]} of batch entry {row[:-1]}"
-    raise ValueError(f"{name} must be finite, got {value} in {at} (column {where[-1]}); {int(bad.sum())} values are not finite")
+    raise ValueError(
+        f"{name} must be finite, got {value} in {at} (column {where[-1]}); {int(bad.sum())} values are not finite"
+    )
 
 
 def check_same_device_dtype(first: str, x: Tensor, second: str, y: Tensor) -> None:

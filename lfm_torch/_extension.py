@@ -50,7 +50,9 @@ def load() -> Loaded:
 def _load_library(stem: str, notes: list[str]) -> bool:
     found = sorted(Path(__file__).parent.glob(f"{stem}*.so"))
     if not found:
-        notes.append(f"{stem}: no compiled library beside the package (built with LFM_TORCH_NO_EXT, or without a compiler)")
+        notes.append(
+            f"{stem}: no compiled library beside the package (built with LFM_TORCH_NO_EXT, or without a compiler)"
+        )
         return False
     try:
         torch.ops.load_library(str(found[-1]))

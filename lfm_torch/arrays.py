@@ -132,14 +132,14 @@ def _read_numpy(path: Path) -> Any:
             return {name: loaded[name] for name in loaded.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         advice = "; it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else ""
-        raise ValueError(f"{path} must be a readable array of numbers, got: {error or 'an empty file'}{advice}") from
-        error
+        got = error or "an empty file"
+        raise ValueError(f"{path} must be a readable array of numbers, got: {got}{advice}") from error
 
 
 def _pick(path: str | Path, content: Any, name: str | None) -> Any:
     if not isinstance(content, Mapping):
         if name is not None:
-            raise ValueError(f"{path} must name an array of its file, but that holds a single one; leave out {':' + name!r}")
+            raise ValueError(f"{path} must be the file alone, which holds a single array; leave out {':' + name!r}")
         return content
     names = [str(key) for key in content]
     if name is None:
@@ -150,7 +150,8 @@ def _pick(path: str | Path, content: Any, name: str | None) -> Any:
             )
         return next(iter(content.values()))
     if name not in content:
-        raise ValueError(f"{path} must name one of {', '.join(names[:8])}, got {name!r}{_checks.did_you_mean(name, names)}")
+        hint = _checks.did_you_mean(name, names)
+        raise ValueError(f"{path} must name one of {', '.join(names[:8])}, got {name!r}{hint}")
     return content[name]
 
 

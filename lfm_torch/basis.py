@@ -218,8 +218,7 @@ def _with_null_space(laplacian: Laplacian, known: Tensor, rest: Eigenpairs, n_ba
     """Join the known eigenvectors of eigenvalue 0 and the computed rest, graph by graph of the batch."""
     zeros = known.new_zeros(known.shape[:-2] + known.shape[-1:])
     evals, residuals = (
-        torch.cat(pair, -1)
-        for pair in ((zeros, rest.evals), (residual_norms(laplacian, zeros, known), rest.residuals))
+        torch.cat(pair, -1) for pair in ((zeros, rest.evals), (residual_norms(laplacian, zeros, known), rest.residuals))
     )
     evecs = torch.cat([known, rest.evecs], -1)
     # a graph with c components takes its first c null vectors, then skips the padding of the others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -13,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfm_torch import _checks
 from lfm_torch.arrays import read_tensors
-from lfm_torch.representation import Pooling, activations, resolve_layers
+from lfm_torch.representation import Pooling, activations, move_model, resolve_layers
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # where training loops put the weights inside a checkpoint
@@ -58,7 +58,8 @@ def find_checkpoints(
         Checkpoints in order of run, then step. Names are paths below the common directory, without ending.
 
     Raises:
-        FileNotFoundError: a file, directory or glob that leads to nothing.
+        FileNotFoundError: a directory or glob that leads to nothing. (A single missing file is listed: it fails when
+            read, alone.)
         ValueError: a pattern that is no regular expression, lacks both groups or does not match a file.
 
     Example:
@@ -119,7 +120,7 @@ def _files_of(paths: Sequence[str | Path]) -> list[Path]:
 
 # what a number in a file name counts; the first that is found wins
 _COUNTERS = (
-    re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:epoch|ep|e)[=_\-]?(\d+)", re.IGNORECASE),
+    re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:epoch|ep)[=_\-]?(\d+)", re.IGNORECASE),
     re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:global_?step|step|iteration|iter|it)s?[=_\-]?(\d+)", re.IGNORECASE),
     re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:checkpoint|ckpt)[=_\-]?(\d+)", re.IGNORECASE),
 )
@@ -164,7 +165,7 @@ def _compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
 def _matched(pattern: re.Pattern[str], file: Path, run: str, step: int | None) -> tuple[str, int | None]:
     match = pattern.search(file.as_posix())
     if match is None:
-        raise ValueError(f"pattern must match every checkpoint, got {pattern.pattern!r}, which does not match {file.as_posix()}")
+        raise ValueError(f"pattern must match every checkpoint, got {pattern.pattern!r} against {file.as_posix()}")
     groups = match.groupdict()
     if "step" in groups:
         if not (groups["step"] or "").isdigit():
@@ -210,9 +211,11 @@ def _state_of(path: str | Path, content: Any) -> dict[str, Tensor]:
             inner = inner.state_dict() if isinstance(inner, nn.Module) else inner
             if isinstance(inner, Mapping) and inner and all(isinstance(value, Tensor) for value in inner.values()):
                 return {str(name): value for name, value in inner.items()}
-    got = f"the keys {', '.join(map(repr, list(content)[:8]))}" if isinstance(content, Mapping) else
-    type(content).__name__ raise ValueError(f"{path} must hold a state dict, at the top or under {', '.join(map(repr,
-    _STATE_KEYS))}, got {got}")
+    got = type(content).__name__
+    if isinstance(content, Mapping):
+        got = f"the keys {', '.join(map(repr, list(content)[:8]))}"
+    places = ", ".join(map(repr, _STATE_KEYS))
+    raise ValueError(f"{path} must hold a state dict, at the top or under {places}, got {got}")
 
 
 def _fit(path: str | Path, model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -233,7 +236,9 @@ def _fit(path: str | Path, model: nn.Module, state: dict[str, Tensor]) -> tuple[
         fitting = [prefix for prefix, inner in cut.items() if fits(set(inner))]
         if len(fitting) > 1:
             listed = ", ".join(map(repr, fitting))
-            raise ValueError(f"{path} must hold the weights of one such model, got several, under {listed}; save one alone")
+            raise ValueError(
+                f"{path} must hold the weights of one such model, got several, under {listed}; save one alone"
+            )
         if fitting:
             state = cut[fitting[0]]
         elif cut:
@@ -251,17 +256,16 @@ def _misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], required
     if missing:
         problems.append(f"{len(missing)} missing ({_first(missing)})")
     if unexpected:
-        near = _checks.did_you_mean(missing[0], unexpected).removeprefix("; did you mean ").removesuffix("?") if missing else ""
-        hint = f"; {missing[0]!r} is perhaps {near}" if near else ""
+        near = difflib.get_close_matches(missing[0], unexpected, n=1) if missing else []
+        hint = f", of which {near[0]!r} is near the missing {missing[0]!r}" if near else ""
         problems.append(f"{len(unexpected)} unexpected ({_first(unexpected)}){hint}")
     shapes = [
-        f"{name}: model {list(wanted[name].shape)}, file {list(value.shape)}"
+        f"{name}: {list(wanted[name].shape)} in the model, {list(value.shape)} in the file"
         for name, value in state.items()
         if name in wanted and value.shape != wanted[name].shape
     ]
     if shapes:
-        problems.append(f"{len(shapes)} of another shape ({'; '.join(shapes[:_LISTED])}{', ...' * (len(shapes) >
-        _LISTED)})")
+        problems.append(f"{len(shapes)} of another shape ({_first(shapes)})")
     return problems
 
 
@@ -270,10 +274,10 @@ def _first(names: Sequence[str]) -> str:
 
 
 class Checkpoints(Mapping[str, dict[str, Tensor]]):
-    """Checkpoints of one architecture as representations: a lazy mapping ``{name: {layer: [n, d]}}`` for
-    :func:`compare`.
+    """Checkpoints of one architecture as a lazy mapping of representations, ``{name: {layer: [n, d]}}``.
 
-    Each is read, run on the probe set and let go when it is asked for, so that hundreds need the memory of one.
+    Each is read, run on the probe set and let go when it is asked for, so that hundreds need the memory of one: what
+    :func:`compare` takes.
 
     Args:
         checkpoints: What :func:`find_checkpoints` takes, or its result.
@@ -290,12 +294,13 @@ class Checkpoints(Mapping[str, dict[str, Tensor]]):
         ValueError: a layer that the model does not have.
 
     Example:
-        >>> import tempfile, torch, lfm_torch as lfm
+        >>> import tempfile, torch
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for seed in range(2):
-        ...         torch.save(torch.nn.Sequential(torch.nn.Linear(4, 8)).state_dict(),
-        f"{folder}/model_seed_{seed}.pt") ...     runs = Checkpoints(folder, torch.nn.Sequential(torch.nn.Linear(4, 8)), torch.randn(60, 4), layers="0")
-        ...     {name: list(found["0"].shape) for name, found in runs.items()}
+        ...         torch.save(network.state_dict(), f"{folder}/model_seed_{seed}.pt")
+        ...     found = Checkpoints(folder, network, torch.randn(60, 4), layers="0")
+        ...     {name: list(layers["0"].shape) for name, layers in found.items()}
         {'model_seed_0': [60, 8], 'model_seed_1': [60, 8]}
     """
 
@@ -318,7 +323,7 @@ class Checkpoints(Mapping[str, dict[str, Tensor]]):
         self.data, self.pooling, self.batch_size = data, pooling, batch_size
         self.unsafe_pickle = unsafe_pickle
         if device is not None:
-            self.model.to(device)
+            move_model(self.model, device)
 
     def __repr__(self) -> str:
         kind = type(self.model).__name__
@@ -335,9 +340,7 @@ class Checkpoints(Mapping[str, dict[str, Tensor]]):
         path = self._by_name[name].path
         assert path is not None
         load_weights(self.model, path, unsafe_pickle=self.unsafe_pickle)
-        return activations(
-            self.model, self.data, layers=self.layers, pooling=self.pooling, batch_size=self.batch_size
-        )
+        return activations(self.model, self.data, layers=self.layers, pooling=self.pooling, batch_size=self.batch_size)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def knn(
                 f"got {list(y.shape)}"
             )
     if y is None:
-        _checks.check_range("n_neighbors", n_neighbors, 1, x.shape[-2] - 1, f"x has {x.shape[-2]} rows, itself not counted")
+        _checks.check_range(
+            "n_neighbors", n_neighbors, 1, x.shape[-2] - 1, f"x has {x.shape[-2]} rows, itself not counted"
+        )
     else:
         _checks.check_range("n_neighbors", n_neighbors, 1, y.shape[-2], f"y has {y.shape[-2]} rows")
     if metric in ("cosine", "angular"):
@@ -229,7 +231,9 @@ class Graph:
     def to_torch_csr(self) -> Tensor:
         """Return the weights as a torch sparse CSR tensor (block diagonal for a batch)."""
         total = self.rowptr.numel() - 1
-        return torch.sparse_csr_tensor(self.rowptr, self.col.long(), self.weight, (total, total), check_invariants=False)
+        return torch.sparse_csr_tensor(
+            self.rowptr, self.col.long(), self.weight, (total, total), check_invariants=False
+        )
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
@@ -312,7 +316,9 @@ def _directed_weights(distances: Tensor, indices: Tensor, weights: str) -> Tenso
         other = scale.gather(1, indices.flatten(1)).view_as(distances)
         product = scale.unsqueeze(-1) * other
         positive = product > 0
-        return torch.where(positive, (-distances.square() / torch.where(positive, product, 1.0)).exp(), (distances == 0).to(distances))
+        return torch.where(
+            positive, (-distances.square() / torch.where(positive, product, 1.0)).exp(), (distances == 0).to(distances)
+        )
     if weights == "binary":
         return torch.ones_like(distances)
     if weights == "inverse_distance":
@@ -411,7 +417,9 @@ class Laplacian:
             ValueError: for the random-walk Laplacian, which is not symmetric.
         """
         if self.normalization == "random_walk":
-            raise ValueError("normalization must be 'symmetric' or 'unnormalized' for orthonormal eigenvectors, got 'random_walk'")
+            raise ValueError(
+                "normalization must be 'symmetric' or 'unnormalized' for orthonormal eigenvectors, got 'random_walk'"
+            )
         labels = self.graph.component_labels
         local = labels - labels.amin(-1, keepdim=True)
         columns = min(max_vectors, int(self.graph.n_components.max()))
@@ -440,5 +448,9 @@ class Laplacian:
     def to_torch_csr(self) -> Tensor:
         """Return a torch sparse CSR tensor (block diagonal for a batch); on the CPU this goes through SciPy."""
         matrix = self.to_scipy()
-        parts = (torch.from_numpy(matrix.indptr).long(), torch.from_numpy(matrix.indices).long(), torch.from_numpy(matrix.data))
+        parts = (
+            torch.from_numpy(matrix.indptr).long(),
+            torch.from_numpy(matrix.indices).long(),
+            torch.from_numpy(matrix.data),
+        )
         return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False).to(self.graph.weight.device)

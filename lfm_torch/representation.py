@@ -157,21 +157,30 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _placed(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     home = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    target = home if device is None else torch.device(device)
-    if device is None or devices <= {target}:
-        yield target
+    if device is None or devices <= {torch.device(device)}:
+        yield home if device is None else torch.device(device)
         return
     if len(devices) > 1:
-        raise ValueError(f"device must be None for a model spread over {sorted(map(str, devices))}, got {target}")
+        raise ValueError(f"device must be None for a model spread over {sorted(map(str, devices))}, got {device}")
     try:
-        yield _moved_to(model, target)
+        yield move_model(model, device)
     finally:
         model.to(home)
 
 
-def _moved_to(model: nn.Module, device: torch.device) -> torch.device:
-    model.to(device)
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), device)
+def move_model(model: nn.Module, device: torch.device | str) -> torch.device:
+    """Move a model and return the device it is on (``cuda`` becomes ``cuda:0``).
+
+    Raises:
+        ValueError: no such device here.
+    """
+    try:
+        model.to(device)
+    # torch answers with an AssertionError where it is built without CUDA
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device must be one of this machine, got '{device}': {reason}") from error
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device(device))
 
 
 @contextmanager

@@ -29,7 +29,10 @@ def real_data() -> Path:
 def devices() -> list[object]:
     """CPU always; CUDA as a parameter marked gpu that skips without a device."""
     no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    return [pytest.param(torch.device("cpu"), id="cpu"), pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, no_gpu], id="cuda")]
+    return [
+        pytest.param(torch.device("cpu"), id="cpu"),
+        pytest.param(torch.device("cuda"), marks=[pytest.mark.gpu, no_gpu], id="cuda"),
+    ]
 
 
 @pytest.fixture(params=devices())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -41,3 +42,10 @@ def laplacian(w: Array) -> Array:
     degree = w.sum(1)
     root = np.where(degree > 0, 1 / np.sqrt(np.where(degree > 0, degree, 1)), 0)
     return np.diag((degree > 0).astype(float)) - root[:, None] * w * root[None, :]
+
+
+# The one tolerance table: kernel against twin, relative to the values and to a unit scale.
+TOLERANCES: dict[torch.dtype, dict[str, float]] = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-6},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-13},
+}

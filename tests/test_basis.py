@@ -128,7 +128,9 @@ def test_batch_with_different_numbers_of_components(solver: str) -> None:
     basis = lfm.spectral_basis(graph, n_basis=9, solver=solver)
     assert basis.n_components.tolist() == [[1, 2], [1, 1], [3, 1]]
     for index in np.ndindex(3, 2):
-        single = lfm.spectral_basis(lfm.build_graph(x[index], n_neighbors=6, metric="euclidean"), n_basis=9, solver="dense")
+        single = lfm.spectral_basis(
+            lfm.build_graph(x[index], n_neighbors=6, metric="euclidean"), n_basis=9, solver="dense"
+        )
         torch.testing.assert_close(basis.evals[index], single.evals, rtol=0, atol=1e-8)
         gap = torch.linalg.svdvals(single.evecs.mT @ basis.evecs[index])
         assert float(gap.min()) > 1 - 1e-6
@@ -177,10 +179,16 @@ def test_warm_start_saves_iterations() -> None:
         (lambda g: lfm.spectral_basis(g, n_basis=20), ValueError, "n_basis must be between 1 and 19"),
         (lambda g: lfm.spectral_basis(g, n_basis=0), ValueError, "got 0"),
         (lambda g: lfm.spectral_basis(g, n_basis=3, solver="arpack"), ValueError, "solver must be one of"),
-        (lambda g: lfm.spectral_basis(torch.eye(20), n_basis=3), TypeError, "graph must be a Graph or a Laplacian, got Tensor"),
+        (
+            lambda g: lfm.spectral_basis(torch.eye(20), n_basis=3),
+            TypeError,
+            "graph must be a Graph or a Laplacian, got Tensor",
+        ),
         (lambda g: lfm.spectral_basis(g.laplacian("random_walk"), n_basis=3), ValueError, "random_walk"),
         (
-            lambda g: lfm.spectral_basis(g, n_basis=3, warm_start=lfm.spectral_basis(lfm.build_graph(torch.randn(9, 2)), n_basis=2)),
+            lambda g: lfm.spectral_basis(
+                g, n_basis=3, warm_start=lfm.spectral_basis(lfm.build_graph(torch.randn(9, 2)), n_basis=2)
+            ),
             ValueError,
             "warm_start must have evecs of shape",
         ),

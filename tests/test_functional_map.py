@@ -95,7 +95,9 @@ def test_readings_are_differentiable() -> None:
 
     def readings(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         fmap = lfm.FunctionalMap(c, a, b)
-        return torch.stack([lfm.lfm_similarity(fmap, symmetric=True), lfm.lfm_similarity(fmap, squared=False), lfm.heat_overlap(fmap)])
+        return torch.stack(
+            [lfm.lfm_similarity(fmap, symmetric=True), lfm.lfm_similarity(fmap, squared=False), lfm.heat_overlap(fmap)]
+        )
 
     assert torch.autograd.gradcheck(readings, (c, a, b))
     perfect = torch.eye(4, dtype=torch.float64, requires_grad=True)

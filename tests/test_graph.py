@@ -77,7 +77,15 @@ def test_knn_batched_equals_one_by_one(metric: str) -> None:
     data=st.data(),
 )
 def test_knn_of_hostile_points(
-    n: int, d: int, seed: int, metric: str, dtype: torch.dtype, scale: float, offset: float, kind: str, data: st.DataObject
+    n: int,
+    d: int,
+    seed: int,
+    metric: str,
+    dtype: torch.dtype,
+    scale: float,
+    offset: float,
+    kind: str,
+    data: st.DataObject,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64)
@@ -148,8 +156,16 @@ def test_knn_gradient_at_duplicates_is_finite() -> None:
         (lambda x: lfm.knn(x, x.double(), n_neighbors=2), TypeError, "y must have the dtype of x"),
         (lambda x: lfm.knn(x, x[:, :2], n_neighbors=2), ValueError, "y must have shape"),
         (lambda x: lfm.knn(x.index_fill(0, torch.tensor(4), torch.nan), n_neighbors=2), ValueError, "got nan in row 4"),
-        (lambda x: lfm.knn(x.index_fill(0, torch.tensor(6), -torch.inf), n_neighbors=2), ValueError, "got -inf in row 6"),
-        (lambda x: lfm.knn(x.index_fill(0, torch.tensor(5), 0), n_neighbors=2, metric="angular"), ValueError, "zero in row 5"),
+        (
+            lambda x: lfm.knn(x.index_fill(0, torch.tensor(6), -torch.inf), n_neighbors=2),
+            ValueError,
+            "got -inf in row 6",
+        ),
+        (
+            lambda x: lfm.knn(x.index_fill(0, torch.tensor(5), 0), n_neighbors=2, metric="angular"),
+            ValueError,
+            "zero in row 5",
+        ),
         (lambda x: lfm.build_graph(x, weights="gauss"), ValueError, "did you mean 'gaussian'"),
         (lambda x: lfm.build_graph(x, metric="inner_product"), ValueError, "weights must be 'binary'"),
         (lambda x: lfm.build_graph(x[:1]), ValueError, "at least 2 rows"),

@@ -26,7 +26,11 @@ def as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
 
 
 def test_every_schema_of_the_namespace_is_registered() -> None:
-    known = {name.removeprefix("lfm_torch::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("lfm_torch::")}
+    known = {
+        name.removeprefix("lfm_torch::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("lfm_torch::")
+    }
     assert known == set(OPERATORS)
 
 
@@ -53,7 +57,9 @@ def test_opcheck(name: str, device: torch.device) -> None:
     operator = OPERATORS[name]
     for args in list(operator.sample_inputs(device, torch.float64))[:4]:
         if name == "laplacian_product":
-            args = tuple(a.requires_grad_() if isinstance(a, torch.Tensor) and i in (2, 6, 7) else a for i, a in enumerate(args))
+            args = tuple(
+                a.requires_grad_() if isinstance(a, torch.Tensor) and i in (2, 6, 7) else a for i, a in enumerate(args)
+            )
         torch.library.opcheck(operator.compiled, args)
 
 
@@ -112,7 +118,9 @@ def test_knn_survives_values_that_are_not_numbers() -> None:
 
 
 def test_product_is_differentiable_in_all_its_inputs() -> None:
-    rowptr, col, weight, *_ = next(iter(OPERATORS["laplacian_product"].sample_inputs(torch.device("cpu"), torch.float64)))
+    rowptr, col, weight, *_ = next(
+        iter(OPERATORS["laplacian_product"].sample_inputs(torch.device("cpu"), torch.float64))
+    )
     n = rowptr.numel() - 1
     dense = torch.zeros(n, n, dtype=torch.float64)
     rows = torch.repeat_interleave(torch.arange(n), rowptr.diff())
@@ -121,9 +129,13 @@ def test_product_is_differentiable_in_all_its_inputs() -> None:
     x, z = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     parameter = dense.clone().requires_grad_()
 
-    def apply(w: torch.Tensor, d: torch.Tensor, left: torch.Tensor, right: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    def apply(
+        w: torch.Tensor, d: torch.Tensor, left: torch.Tensor, right: torch.Tensor, x: torch.Tensor, z: torch.Tensor
+    ) -> torch.Tensor:
         symmetric = (w + w.T) / 2  # the operator is defined for symmetric weights
-        return ops.laplacian_product(rowptr, col, symmetric[rows, col.long()], d, left, right, x, z, a=-0.7, b=0.3, c=2.0)
+        return ops.laplacian_product(
+            rowptr, col, symmetric[rows, col.long()], d, left, right, x, z, a=-0.7, b=0.3, c=2.0
+        )
 
     assert torch.autograd.gradcheck(apply, (parameter, *scalings, x, z), fast_mode=True)
 

@@ -35,7 +35,9 @@ def test_rotated_and_scaled_copy_is_the_same_space_and_noise_is_not() -> None:
     assert all(float(value) > 0.999 for value in same.values())
     assert float(other["overlap"]) < 0.15  # chance is n_basis / n = 0.033, and the first eigenvector is common
     assert float(other["heat"]) < 0.5
-    assert float(other["lfm"]) > 0.9  # as its docstring warns: the common first eigenvector is all there is, and it is on the diagonal
+    assert (
+        float(other["lfm"]) > 0.9
+    )  # as its docstring warns: the common first eigenvector is all there is, and it is on the diagonal
 
 
 def test_similarity_falls_as_noise_grows() -> None:

@@ -1,11 +1,10 @@
-// From directed neighbour lists to a symmetric CSR graph, in linear time: transposing a CSR matrix sorts its rows, so two
-// transpositions give both orientations of every edge in sorted order, and one merge combines them.
-#include "graph/graph.h"
-
+// From directed neighbour lists to a symmetric CSR graph, in linear time: transposing a CSR matrix sorts its rows, so
+// two transpositions give both orientations of every edge in sorted order, and one merge combines them.
 #include <numeric>
 #include <vector>
 
 #include "checks.h"
+#include "graph/graph.h"
 #include "parallel.h"
 
 namespace lfm {
@@ -24,9 +23,12 @@ Mode mode_of(const std::string& mode) {
 template <class T>
 T combine(Mode mode, T forward, T backward) {
   switch (mode) {
-    case Mode::mean: return (forward + backward) / 2;
-    case Mode::union_: return std::max(forward, backward);
-    default: return std::min(forward, backward);
+    case Mode::mean:
+      return (forward + backward) / 2;
+    case Mode::union_:
+      return std::max(forward, backward);
+    default:
+      return std::min(forward, backward);
   }
 }
 
@@ -102,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n, entries = rows * k;
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const T* weight = weights.const_data_ptr<T>();
-  const Lists<T> backward = transpose(
-      rows, entries, [k](int64_t i) { return i * k; }, [n](int64_t i) { return i / n * n; }, index, weight);
+  const Lists<T> backward =
+      transpose(rows, entries, [k](int64_t i) { return i * k; }, [n](int64_t i) { return i / n * n; }, index, weight);
   const Lists<T> forward = transpose(
       rows, entries, [&](int64_t i) { return backward.start[i]; }, [](int64_t) { return int64_t{0}; },
       backward.node.data(), backward.weight.data());

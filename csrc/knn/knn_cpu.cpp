@@ -1,25 +1,24 @@
 // Exact k nearest neighbours on the CPU.
 //
-// Pass 1, the filter: a float32 product of packed panels gives, for every pair, a lower bound of its distance. Only columns
-// whose lower bound passes the row's threshold are kept, and the threshold is the k-th smallest UPPER bound seen so far,
-// so no true neighbour can be lost (bounds below). Pass 2 evaluates the kept pairs exactly, by float64 differences of
-// the original values, and sorts by (value rounded to the output's dtype, index).
+// Pass 1, the filter: a float32 product of packed panels gives, for every pair, a lower bound of its distance. Only
+// columns whose lower bound passes the row's threshold are kept, and the threshold is the k-th smallest UPPER bound
+// seen so far, so no true neighbour can be lost (bounds below). Pass 2 evaluates the kept pairs exactly, by float64
+// differences of the original values, and sorts by (value rounded to the output's dtype, index).
 //
-// Bounds. Points are shifted to their mean (not for inner products), scaled by a power of two to at most 1 and rounded to
-// float32: p. With u = 2^-24, h = |p|^2 / 2 and acc the float32 product <p_i, p_j>, in any order of summation,
+// Bounds. Points are shifted to their mean (not for inner products), scaled by a power of two to at most 1 and rounded
+// to float32: p. With u = 2^-24, h = |p|^2 / 2 and acc the float32 product <p_i, p_j>, in any order of summation,
 //   | |q_i - q_j|^2 / 2 - (h_i + h_j - acc) | <= eps (h_i + h_j) + slack,   eps = (d + 32) u,
 // because |p_i| |p_j| <= h_i + h_j; the 32 u cover the rounding of points, norms and thresholds, and equal values after
 // rounding of the output; `slack` covers underflow and the float64 rounding of the shifted points q. For inner products
 // the same bound holds around -acc. So with g = h (1 - eps) - slack / 2 (inner product: -h eps - slack / 2)
 //   lower = g_i + g_j - acc,   upper = lower + 2 eps (h_i + h_j) + 2 slack.
 // Within a row the constants of i drop out.
-#include "knn/knn.h"
-
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "checks.h"
+#include "knn/knn.h"
 #include "knn/select.h"
 #include "parallel.h"
 #include "simd.h"
@@ -33,14 +32,14 @@ Metric metric_of(const std::string& metric) {
   if (metric == "euclidean") return Metric::euclidean;
   if (metric == "cosine") return Metric::cosine;
   if (metric == "angular") return Metric::angular;
-  LFM_CHECK(metric == "inner_product",
-                  "metric must be one of 'euclidean', 'cosine', 'angular', 'inner_product', got '", metric, "'");
+  LFM_CHECK(metric == "inner_product", "metric must be one of 'euclidean', 'cosine', 'angular', 'inner_product', got '",
+            metric, "'");
   return Metric::inner_product;
 }
 
-constexpr int kPanelVectors = 3;      // a panel is this many vectors of points
-constexpr int64_t kRowPanels = 2;     // panels of rows a task works on
-constexpr int64_t kDepth = 128;       // features multiplied before the sums are written out: two panels then fit in L1
+constexpr int kPanelVectors = 3;   // a panel is this many vectors of points
+constexpr int64_t kRowPanels = 2;  // panels of rows a task works on
+constexpr int64_t kDepth = 128;    // features multiplied before the sums are written out: two panels then fit in L1
 constexpr int64_t kChunkFloats = 2048;  // columns whose lower bounds are held at a time
 
 // One point set, packed for the filter.
@@ -167,9 +166,12 @@ LFM_SIMD_DISPATCH(, void, tile, (const Tile& t), (t))
 
 int64_t panel_width() {
   switch (simd::level()) {
-    case simd::Level::avx512: return kPanelVectors * 16;
-    case simd::Level::avx2: return kPanelVectors * 8;
-    default: return kPanelVectors * 4;
+    case simd::Level::avx512:
+      return kPanelVectors * 16;
+    case simd::Level::avx2:
+      return kPanelVectors * 8;
+    default:
+      return kPanelVectors * 4;
   }
 }
 
@@ -236,9 +238,12 @@ struct Problem {
 template <class T>
 T finish(Metric metric, double value) {
   switch (metric) {
-    case Metric::inner_product: return static_cast<T>(-value);
-    case Metric::cosine: return static_cast<T>(value / 2);
-    default: return static_cast<T>(std::sqrt(value));
+    case Metric::inner_product:
+      return static_cast<T>(-value);
+    case Metric::cosine:
+      return static_cast<T>(value / 2);
+    default:
+      return static_cast<T>(std::sqrt(value));
   }
 }
 
@@ -282,7 +287,8 @@ class RowBlock {
   void collect(int64_t i, int64_t base, int64_t size, float* lower, CandidateList& list) {
     if (p_.self && i >= base && i < base + size) lower[i - base] = std::numeric_limits<float>::infinity();
     list.append_below(lower, size, base);
-    if (list.size() >= std::max<int64_t>(2 * p_.k, p_.k + 256)) list.tighten(p_.k, gap(i), spread(), columns_.half.data());
+    if (list.size() >= std::max<int64_t>(2 * p_.k, p_.k + 256))
+      list.tighten(p_.k, gap(i), spread(), columns_.half.data());
   }
 
   // upper - lower of row i and column j is gap(i) + spread() h_j
@@ -293,14 +299,15 @@ class RowBlock {
 
   void rank(int64_t i, CandidateList& list) {
     list.tighten(p_.k, gap(i), spread(), columns_.half.data());
-    // only values that are not numbers can leave a row short; Python refuses them, and here nothing may be out of bounds
+    // only values that are not numbers can leave a row short; Python refuses them, and here nothing may be out of
+    // bounds
     if (list.size() < p_.k) list.take_all(p_.m, p_.self ? i : -1);
     const int64_t size = list.size();
     row_.resize(p_.d);
     for (int64_t f = 0; f < p_.d; ++f) row_[f] = p_.x[i * p_.d + f] * rows_.scale[i];
     values_.resize(size);
-    exact(Exact<T>{row_.data(), p_.y, columns_.scale.data(), p_.d, p_.metric == Metric::inner_product, list.indices(), size,
-                   values_.data()});
+    exact(Exact<T>{row_.data(), p_.y, columns_.scale.data(), p_.d, p_.metric == Metric::inner_product, list.indices(),
+                   size, values_.data()});
     ranked_.resize(size);
     for (int64_t c = 0; c < size; ++c) {
       const T returned = finish<T>(p_.metric, values_[c]);
@@ -377,8 +384,7 @@ std::tuple<Tensor, Tensor> knn_cpu(Tensor x, std::optional<Tensor> y, int64_t n_
   }
   const int64_t batch = x.size(0), n = x.size(1), d = x.size(2), m = y ? y->size(1) : n;
   const int64_t most = y ? m : n - 1;
-  LFM_CHECK(n_neighbors >= 1 && n_neighbors <= most, "n_neighbors must be between 1 and ", most, ", got ",
-                  n_neighbors);
+  LFM_CHECK(n_neighbors >= 1 && n_neighbors <= most, "n_neighbors must be between 1 and ", most, ", got ", n_neighbors);
   LFM_CHECK(m <= INT32_MAX, "a point set must have at most 2^31 - 1 points, got ", m);
   const Metric how = metric_of(metric);
   Tensor indices = torch::stable::new_empty(x, {batch, n, n_neighbors}, ScalarType::Long);
@@ -390,8 +396,14 @@ std::tuple<Tensor, Tensor> knn_cpu(Tensor x, std::optional<Tensor> y, int64_t n_
     const T* database = y ? y->const_data_ptr<T>() : queries;
     std::vector<Prepared<T>> sets(batch);
     for (int64_t b = 0; b < batch; ++b) {
-      sets[b].problem = {queries + b * n * d, database + b * m * d,
-                         n, m, d, n_neighbors, how, !y.has_value(),
+      sets[b].problem = {queries + b * n * d,
+                         database + b * m * d,
+                         n,
+                         m,
+                         d,
+                         n_neighbors,
+                         how,
+                         !y.has_value(),
                          indices.mutable_data_ptr<int64_t>() + b * n * n_neighbors,
                          distances.mutable_data_ptr<T>() + b * n * n_neighbors};
     }

@@ -171,7 +171,8 @@ inline void sort_ranked(std::vector<Ranked<float>>& items, std::vector<Ranked<fl
     return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
   };
   if (size < 64) {
-    std::stable_sort(items.begin(), items.end(), [&](const auto& a, const auto& b) { return key(a.value) < key(b.value); });
+    std::stable_sort(items.begin(), items.end(),
+                     [&](const auto& a, const auto& b) { return key(a.value) < key(b.value); });
     return;
   }
   uint32_t counts[4][256] = {};

@@ -1,15 +1,14 @@
-// laplacian_product: y = a (diagonal x - left W (right x)) + b x + c z, one pass over the edges, and its gradient in the
-// edge weights. Columns are the vector dimension; up to kChunk vectors of a row of y stay in registers.
-#include "laplacian/laplacian.h"
-
+// laplacian_product: y = a (diagonal x - left W (right x)) + b x + c z, one pass over the edges, and its gradient in
+// the edge weights. Columns are the vector dimension; up to kChunk vectors of a row of y stay in registers.
 #include "checks.h"
+#include "laplacian/laplacian.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace lfm {
 namespace {
 
-constexpr int kChunk = 8;              // vectors of accumulators
+constexpr int kChunk = 8;                 // vectors of accumulators
 constexpr int64_t kSerialWork = 1 << 15;  // multiply-adds below which threads cost more than they save
 
 template <class T>
@@ -34,11 +33,12 @@ struct Product {
 template <class V, int kVectors, class T>
 LFM_INLINE void accumulate(const Product<T>& p, int64_t i, int64_t first, int64_t last, V (&sum)[kVectors]) {
   constexpr int kLanes = sizeof(V) / sizeof(T);
-  constexpr int kUnroll = kVectors >= 4 ? 1 : (kVectors >= 2 ? 2 : 4);  // independent chains hide the latency of the FMA
+  constexpr int kUnroll =
+      kVectors >= 4 ? 1 : (kVectors >= 2 ? 2 : 4);  // independent chains hide the latency of the FMA
   V part[kUnroll][kVectors] = {};
   const int64_t end = p.graph.rowptr[i + 1];
   int64_t e = p.graph.rowptr[i];
-  const auto add = [&](V (&into)[kVectors], int64_t edge) __attribute__((always_inline)) {
+  const auto add = [&](V(&into)[kVectors], int64_t edge) __attribute__((always_inline)) {
     const int64_t j = p.graph.col[edge];
     const T w = p.graph.weight[edge] * p.right[j];
     const T* row = p.x + j * p.columns;
@@ -73,14 +73,22 @@ LFM_INLINE void rows_of(const Product<T>& p, int64_t begin, int64_t end, int64_t
 template <class V, class T>
 LFM_INLINE void chunk_of(const Product<T>& p, int64_t begin, int64_t end, int64_t first, int64_t last, int vectors) {
   switch (vectors) {
-    case 1: return rows_of<V, 1>(p, begin, end, first, last);
-    case 2: return rows_of<V, 2>(p, begin, end, first, last);
-    case 3: return rows_of<V, 3>(p, begin, end, first, last);
-    case 4: return rows_of<V, 4>(p, begin, end, first, last);
-    case 5: return rows_of<V, 5>(p, begin, end, first, last);
-    case 6: return rows_of<V, 6>(p, begin, end, first, last);
-    case 7: return rows_of<V, 7>(p, begin, end, first, last);
-    default: return rows_of<V, kChunk>(p, begin, end, first, last);
+    case 1:
+      return rows_of<V, 1>(p, begin, end, first, last);
+    case 2:
+      return rows_of<V, 2>(p, begin, end, first, last);
+    case 3:
+      return rows_of<V, 3>(p, begin, end, first, last);
+    case 4:
+      return rows_of<V, 4>(p, begin, end, first, last);
+    case 5:
+      return rows_of<V, 5>(p, begin, end, first, last);
+    case 6:
+      return rows_of<V, 6>(p, begin, end, first, last);
+    case 7:
+      return rows_of<V, 7>(p, begin, end, first, last);
+    default:
+      return rows_of<V, kChunk>(p, begin, end, first, last);
   }
 }
 
@@ -99,7 +107,8 @@ LFM_INLINE void product_rows_body(const Product<T>& p, int64_t begin, int64_t en
   }
 }
 
-LFM_SIMD_DISPATCH(template <class T>, void, product_rows, (const Product<T>& p, int64_t begin, int64_t end), (p, begin, end))
+LFM_SIMD_DISPATCH(template <class T>, void, product_rows, (const Product<T>& p, int64_t begin, int64_t end),
+                  (p, begin, end))
 
 template <class T>
 struct EdgeProducts {
@@ -136,7 +145,8 @@ LFM_INLINE void edge_rows_body(const EdgeProducts<T>& p, int64_t begin, int64_t 
   }
 }
 
-LFM_SIMD_DISPATCH(template <class T>, void, edge_rows, (const EdgeProducts<T>& p, int64_t begin, int64_t end), (p, begin, end))
+LFM_SIMD_DISPATCH(template <class T>, void, edge_rows, (const EdgeProducts<T>& p, int64_t begin, int64_t end),
+                  (p, begin, end))
 
 // Runs body(begin, end) over rows in pieces of about equal numbers of edges.
 template <class T, class Body>
@@ -151,7 +161,8 @@ void over_rows(const Csr<T>& graph, int64_t columns, const Body& body) {
     int64_t low = 0, high = graph.rows;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      (graph.rowptr[middle] + middle < edges ? low : high) = graph.rowptr[middle] + middle < edges ? middle + 1 : middle;
+      (graph.rowptr[middle] + middle < edges ? low : high) =
+          graph.rowptr[middle] + middle < edges ? middle + 1 : middle;
     }
     return low;
   };
@@ -162,8 +173,8 @@ void over_rows(const Csr<T>& graph, int64_t columns, const Body& body) {
 
 }  // namespace
 
-Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right, Tensor x,
-                             std::optional<Tensor> z, double a, double b, double c) {
+Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
+                             Tensor x, std::optional<Tensor> z, double a, double b, double c) {
   check_csr(rowptr, col);
   check_dim("x", x, 2);
   check_contiguous("x", x);
@@ -173,7 +184,8 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
   check_contiguous("weight", weight);
   check_dim("weight", weight, 1);
   check_size("weight", weight, 0, col.size(0));
-  const std::pair<const char*, const Tensor*> scalings[] = {{"diagonal", &diagonal}, {"left", &left}, {"right", &right}};
+  const std::pair<const char*, const Tensor*> scalings[] = {
+      {"diagonal", &diagonal}, {"left", &left}, {"right", &right}};
   for (const auto& [name, t] : scalings) {
     check_like(name, *t, "x", x);
     check_dim(name, *t, 1);
@@ -192,7 +204,8 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
   if (rows == 0 || x.size(1) == 0) return y;
   dispatch_floating("x", x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Csr<T> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(), rows};
+    const Csr<T> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(),
+                       rows};
     const Product<T> p{graph,
                        diagonal.const_data_ptr<T>(),
                        left.const_data_ptr<T>(),

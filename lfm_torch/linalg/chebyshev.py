@@ -32,7 +32,9 @@ def lanczos_upper_bound(operator: SymmetricOperator, start: Tensor, steps: int =
     return min(operator.upper_bound, float(bound.max()) * 1.001)
 
 
-def chebyshev_filter(operator: SymmetricOperator, block: Tensor, degree: int, low: float, high: float, pole: float) -> Tensor:
+def chebyshev_filter(
+    operator: SymmetricOperator, block: Tensor, degree: int, low: float, high: float, pole: float
+) -> Tensor:
     """Apply the scaled Chebyshev polynomial that is small on ``[low, high]`` and 1 at ``pole < low``.
 
     Three-term recurrence with one fused operator product per degree (Zhou, Saad, Tiago & Chelikowsky 2006, algorithm 3.2);

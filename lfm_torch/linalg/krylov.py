@@ -115,7 +115,14 @@ def _fill(image: Tensor, basis: Tensor, known: Tensor, generator: torch.Generato
 
 
 def _restart(
-    space: Tensor, projected: Tensor, theta: Tensor, rotation: Tensor, coupling: Tensor, size: int, kept: int, block: int
+    space: Tensor,
+    projected: Tensor,
+    theta: Tensor,
+    rotation: Tensor,
+    coupling: Tensor,
+    size: int,
+    kept: int,
+    block: int,
 ) -> int:
     """Shrink the space to its ``kept`` lowest Ritz vectors, followed by the block that continues it."""
     following = space[..., size : size + block].clone()

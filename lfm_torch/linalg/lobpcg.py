@@ -111,5 +111,3 @@ def _update(
 
 def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
-
-

@@ -1,0 +1,419 @@
+"""The command line, ``lfm-torch``: compare checkpoints, compare two arrays, extract activations, show what is live."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks, _files
+from lfm_torch._extension import build_info
+from lfm_torch._warnings import LFMWarning
+from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
+from lfm_torch.checkpoints import Checkpoints, find_checkpoints
+from lfm_torch.compare import compare
+from lfm_torch.comparison import Comparison
+from lfm_torch.graph import WEIGHTS
+from lfm_torch.ops.knn import METRICS
+from lfm_torch.pipeline import MEASURES
+from lfm_torch.report import terminal
+from lfm_torch.representation import POOLINGS
+
+OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
+_EXIT_STATUS = """exit status:
+  0  all went well
+  1  nothing could be compared, or an input is wrong (the message says which)
+  2  the command line itself is wrong
+  3  some checkpoints could not be compared; the others were, and the report says why
+  130  interrupted with Ctrl-C"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: what the user did wrong is a line, never a traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("lfm-torch: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of a pipe has gone; nothing is left to say, and the interpreter must not say it at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(f"lfm-torch: error: {_message(error)}", file=sys.stderr)
+        return FAILED
+    return status
+
+
+def _message(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and text:
+        return text
+    return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lfm-torch",
+        description="Compare neural representations with latent functional maps.",
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lfm-torch {version('lfm-torch')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = _command(commands, "compare", _compare, "compare saved checkpoints, layer by layer, and write a report")
+    command.add_argument(
+        "checkpoints", nargs="+", metavar="CKPT", help=".ckpt, .pt, .pth, .safetensors; globs; directories"
+    )
+    _add_model(command)
+    _add_settings(command)
+    command.add_argument(
+        "--out", type=Path, default=Path("lfm-report"), metavar="DIR", help="where to write (lfm-report)"
+    )
+    command.add_argument("--format", choices=("csv", "parquet"), default="csv", help="of the table of all pairs (csv)")
+    command.add_argument(
+        "--runs",
+        metavar="REGEX",
+        help="groups (?P<run>...) and (?P<step>...) in the path, where the names do not tell runs and epochs",
+    )
+    _add_output(command)
+
+    command = _command(commands, "similarity", _similarity, "compare two arrays of the same samples")
+    for name in ("x", "y"):
+        command.add_argument(name, help=f"[n, d] in {', '.join(ARRAY_SUFFIXES)}; FILE:NAME for one of several")
+    _add_settings(command)
+    _add_output(command)
+
+    command = _command(commands, "extract", _extract, "write the activations of a checkpoint's layers to a file")
+    command.add_argument("checkpoint", metavar="CKPT")
+    _add_model(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors or .npz file")
+    _add_output(command)
+
+    command = _command(commands, "info", _info, "show versions and which kernels are live")
+    _add_output(command)
+
+    command = _command(commands, "demo", _demo, "train three small networks on handwritten digits and compare them")
+    command.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="where to (demo-output)")
+    _add_output(command)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=_EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="MODULE:FACTORY", help="a function or class that makes the model"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help=f"probe inputs: {', '.join(ARRAY_SUFFIXES)} (FILE:NAME for one of several), MODULE:FUNCTION, or 'digits'",
+    )
+    parser.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="names or globs ('layers.*'); left out, they are listed"
+    )
+    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="of space or tokens (mean)")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="samples per forward pass (256)")
+    parser.add_argument("--device", help="where to run, such as cuda or cuda:1 (that of the model)")
+    parser.add_argument("--unsafe-pickle", action="store_true", help="allow checkpoints that execute code when loaded")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--measures", nargs="+", default=["lfm", "overlap", "heat"], metavar="NAME", help=f"among {', '.join(MEASURES)}"
+    )
+    parser.add_argument("--n-neighbors", type=int, metavar="K", help="of each sample (15%% of them, at most 300)")
+    parser.add_argument("--n-basis", type=int, default=50, metavar="M", help="eigenvectors per space (50)")
+    parser.add_argument("--metric", default="angular", help=f"{', '.join(METRICS)} (angular)")
+    parser.add_argument("--weights", default="gaussian", help=f"{', '.join(WEIGHTS)} (gaussian)")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    _check_packages(arguments)
+    checkpoints = Checkpoints(
+        find_checkpoints(arguments.checkpoints, pattern=arguments.runs),
+        _model(arguments),
+        load_data(arguments.data),
+        layers=arguments.layers,
+        pooling=arguments.pooling,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        unsafe_pickle=arguments.unsafe_pickle,
+    )
+    return _compared(arguments, checkpoints, source={"model": arguments.model, "data": arguments.data})
+
+
+def _compared(
+    arguments: argparse.Namespace, checkpoints: Checkpoints, *, source: dict[str, str], notes: Sequence[str] = ()
+) -> int:
+    """Compare, write the report and print the summary: the one path of ``compare`` and ``demo``."""
+    from lfm_torch.report import write_report
+
+    directory: Path = arguments.out
+    # what cannot be written to is said before the work, not after it
+    directory.mkdir(parents=True, exist_ok=True)
+    comparison = _quietly_compare(arguments, checkpoints)
+    comparison = dataclasses.replace(comparison, settings={**comparison.settings, **source})
+    page = write_report(comparison, directory, format=arguments.format)
+    pictures = [
+        path for name in ("layers", "checkpoints", "trajectory") if (path := directory / f"{name}.png").exists()
+    ]
+    written = [page, directory / f"similarity.{arguments.format}", *pictures]
+    if arguments.json:
+        print(json.dumps(terminal.as_json(comparison, written), indent=2))
+    elif not arguments.quiet:
+        terminal.print_summary(comparison, written, notes)
+    for failure in comparison.failures if arguments.json or arguments.quiet else ():
+        print(f"lfm-torch: warning: not compared: {failure}", file=sys.stderr)
+    return PARTIAL if comparison.failures else OK
+
+
+def _quietly_compare(arguments: argparse.Namespace, representations: Any) -> Comparison:
+    with terminal.ProgressBars(quiet=arguments.quiet or arguments.json) as bars, warnings.catch_warnings():
+        # failures and eigenpairs that did not converge are in the summary and the report
+        warnings.simplefilter("ignore", LFMWarning)
+        return compare(
+            representations,
+            measures=arguments.measures,
+            n_neighbors=arguments.n_neighbors,
+            n_basis=arguments.n_basis,
+            metric=arguments.metric,
+            weights=arguments.weights,
+            progress=bars,
+        )
+
+
+def _check_packages(arguments: argparse.Namespace) -> None:
+    """Find out that a package is missing before an hour of work, not after it."""
+    from lfm_torch.report import check_available
+
+    check_available()
+    if not (arguments.quiet or arguments.json):
+        terminal.check_available()
+    if arguments.format == "parquet":
+        try:
+            import pandas  # noqa: F401
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f'--format parquet needs {error.name}: pip install "lfm-torch[pandas]"') from error
+
+
+def _similarity(arguments: argparse.Namespace) -> int:
+    if not (arguments.quiet or arguments.json):
+        terminal.check_available()
+    points = {}
+    for name in (arguments.x, arguments.y):
+        x = load_array(name)
+        points[name] = _checks.check_points(name, x if x.is_floating_point() else x.float())
+        if x.dim() != 2:
+            raise ValueError(f"{name} must have shape [n, d], got {list(x.shape)}")
+    rows = [len(x) for x in points.values()]
+    if len(points) < 2:
+        raise ValueError(f"x and y must be two different arrays, got {arguments.x} twice")
+    if rows[0] != rows[1]:
+        raise ValueError(f"{arguments.y} must have the rows of {arguments.x}, {rows[0]}, got {rows[1]}")
+    comparison = _quietly_compare(arguments, points)
+    if comparison.failures:
+        raise ValueError(str(comparison.failures[0]))
+    values = {
+        name: {
+            "similarity": float(comparison.matrix(name)[0, 1]),
+            "reverse": float(comparison.matrix(name)[1, 0]),
+            "shuffled_rows": float(comparison.chance[name].mean()),
+        }
+        for name in comparison.measures
+    }
+    if arguments.json:
+        print(json.dumps(values, indent=2))
+    elif not arguments.quiet:
+        terminal.print_pair(arguments.x, arguments.y, rows[0], values)
+    return OK
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    suffix = arguments.out.suffix
+    if suffix not in (".safetensors", ".npz"):
+        raise ValueError(f"--out must end on .safetensors or .npz, got {arguments.out.name!r}")
+    checkpoints = Checkpoints(
+        [arguments.checkpoint],
+        _model(arguments),
+        load_data(arguments.data),
+        layers=arguments.layers,
+        pooling=arguments.pooling,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        unsafe_pickle=arguments.unsafe_pickle,
+    )
+    if len(checkpoints) != 1:
+        raise ValueError(f"CKPT must be one checkpoint, got {len(checkpoints)} under {arguments.checkpoint!r}")
+    found = {name: x.cpu() for name, x in next(iter(checkpoints.values())).items()}
+    for name, x in found.items():
+        _checks.check_finite(f"the output of layer {name!r}", x)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    _files.write_atomically(arguments.out, _serialized(found, suffix))
+    shapes = {name: list(x.shape) for name, x in found.items()}
+    if arguments.json:
+        print(json.dumps({"layers": shapes, "written": str(arguments.out)}, indent=2))
+    elif not arguments.quiet:
+        for name, shape in shapes.items():
+            print(f"{name}  {shape}")
+        print(f"written: {arguments.out}")
+    return OK
+
+
+def _serialized(found: dict[str, Tensor], suffix: str) -> bytes:
+    if suffix == ".safetensors":
+        from safetensors.torch import save
+
+        return save({name: x.contiguous() for name, x in found.items()})
+    import io
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: x.numpy() for name, x in found.items()})  # type: ignore[arg-type, unused-ignore]
+    return buffer.getvalue()
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    values: dict[str, Any] = dataclasses.asdict(build_info())
+    values["python"] = platform.python_version()
+    for name in ("numpy", "safetensors", "rich", "matplotlib", "jinja2", "pandas", "pytorch-lightning", "scikit-learn"):
+        values[name] = _version_of(name)
+    if arguments.json:
+        print(json.dumps(values, indent=2))
+    elif not arguments.quiet:
+        for name, value in values.items():
+            print(f"{name.replace('_', ' '):<18}{_shown(value)}")
+    return OK
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not installed" if value is None else str(value)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from lfm_torch import demo
+
+    defaults = _parser().parse_args(["compare", "checkpoints", "--model", "m", "--data", "d"])
+    arguments = argparse.Namespace(**{**vars(defaults), **vars(arguments)})
+    _check_packages(arguments)
+    saved = arguments.out / "checkpoints"
+    with terminal.ProgressBars(quiet=arguments.quiet or arguments.json) as bars:
+        accuracy = demo.train(saved, progress=bars)
+    source = {"model": "lfm_torch.demo:DigitsCNN", "data": "lfm_torch.demo:probe_images"}
+    command = ["lfm-torch", "compare", str(saved), "--model", source["model"], "--data", source["data"]]
+    command += ["--layers", *demo.LAYERS, "--out", str(arguments.out)]
+    notes = [
+        "held-out accuracy of the trained networks: " + ", ".join(f"{run} {a:.1%}" for run, a in accuracy.items()),
+        f"the comparison alone: {shlex.join(command)}",
+    ]
+    checkpoints = Checkpoints(
+        find_checkpoints(saved), load_object(source["model"]), load_data(source["data"]), layers=demo.LAYERS
+    )
+    return _compared(arguments, checkpoints, source=source, notes=notes)
+
+
+def _model(arguments: argparse.Namespace) -> torch.nn.Module:
+    factory = load_object(arguments.model)
+    model = factory if isinstance(factory, torch.nn.Module) else factory()
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"--model must make a torch.nn.Module, got {type(model).__name__} from {arguments.model}")
+    if not arguments.layers:
+        names = [name for name, _ in model.named_modules() if name]
+        shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+        raise ValueError(f"--layers must name layers or globs of them; the model has {shown or 'no submodules'}")
+    return model
+
+
+def load_object(spec: str) -> Any:
+    """Import ``package.module:name``, also from the working directory.
+
+    Raises:
+        ValueError: not of that form, or the module has no such name.
+        ImportError: the module does not import.
+    """
+    module_name, colon, name = spec.partition(":")
+    if not (colon and module_name and name):
+        raise ValueError(f"{spec!r} must be of the form package.module:name")
+    # as `python -m` does it: an installed script starts with its own directory there
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ImportError(f"{spec!r} must name a module that imports: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{spec!r} must name something in {module_name}{_checks.did_you_mean(part, dir(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def load_data(spec: str) -> Any:
+    """Return the probe inputs that ``--data`` names: an array file, ``package.module:function``, or "digits".
+
+    Raises:
+        ValueError: none of these, or a file that does not read.
+    """
+    if spec == "digits":
+        from lfm_torch.demo import digits
+
+        return digits()[0]
+    file = spec if Path(spec).suffix in ARRAY_SUFFIXES else spec.rpartition(":")[0]
+    if Path(file).suffix in ARRAY_SUFFIXES:
+        return load_array(spec)
+    if ":" in spec:
+        found = load_object(spec)
+        return found() if callable(found) else found
+    raise ValueError(f"--data must be 'digits', a file ({', '.join(ARRAY_SUFFIXES)}) or module:function, got {spec!r}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,331 @@
+"""The record of a comparison: one matrix per measure over all representations, and the views people ask of it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks, _files
+from lfm_torch.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    import pandas
+
+_COLUMNS = ("checkpoint", "layer", "run", "step")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One representation that was compared, and what its basis says about itself.
+
+    Attributes:
+        checkpoint: name of the network or checkpoint.
+        layer: name of the layer.
+        n_components: connected components of its neighbour graph.
+        n_unconverged: eigenpairs that did not reach the solver's tolerance.
+    """
+
+    checkpoint: str
+    layer: str
+    n_components: int = 1
+    n_unconverged: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be compared, and why; ``layer`` is None where the whole checkpoint failed."""
+
+    checkpoint: str
+    layer: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint}{f', layer {self.layer}' if self.layer else ''}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class LayerMatching:
+    """How often a layer is most similar to the same layer of another network: see :meth:`Comparison.layer_matching`."""
+
+    accuracy: float
+    chance: float
+    n_decisions: int
+    same_layer: float
+    other_layer: float
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Similarity of a run's checkpoints to its last, layer by layer: see :meth:`Comparison.trajectories`.
+
+    Attributes:
+        run: the training run.
+        steps: ``T`` epochs or steps.
+        layers: ``L`` layer names.
+        values: ``[T, L]``; the last row compares the last checkpoint to itself and is 1 by definition.
+    """
+
+    run: str
+    steps: tuple[int, ...]
+    layers: tuple[str, ...]
+    values: Tensor
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Comparison:
+    """All pairwise similarities of a set of representations.
+
+    Attributes:
+        items: The N representations compared, in the order of the matrices.
+        checkpoints: The networks or checkpoints they come from, in order of run and step.
+        layers: Layer names, in the order of the network.
+        matrices: Per measure ``[N, N]``; entry i, j is the similarity from item i (x) to item j (y). "lfm" is not
+            symmetric.
+        chance: Per measure ``[N]``, the mean similarity of each item to itself with its rows shuffled: what the measure
+            gives where nothing corresponds.
+        settings: How it was computed.
+        failures: What could not be compared, with the reason.
+    """
+
+    items: tuple[Item, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    layers: tuple[str, ...]
+    matrices: Mapping[str, Tensor]
+    chance: Mapping[str, Tensor]
+    settings: Mapping[str, Any]
+    failures: tuple[Failure, ...] = ()
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return (
+            f"Comparison({len(self.checkpoints)} checkpoints in {len(self.runs)} runs x {len(self.layers)} layers, "
+            f"{len(self.items)} representations of {self.settings.get('n_samples')} samples, "
+            f"{', '.join(self.matrices)}{failed})"
+        )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the measures."""
+        return tuple(self.matrices)
+
+    @functools.cached_property
+    def runs(self) -> dict[str, list[Checkpoint]]:
+        """Checkpoints by run, each in order of training."""
+        runs: dict[str, list[Checkpoint]] = {}
+        for checkpoint in self.checkpoints:
+            runs.setdefault(checkpoint.run, []).append(checkpoint)
+        return runs
+
+    @property
+    def finals(self) -> list[str]:
+        """Name of the last checkpoint of each run."""
+        return [checkpoints[-1].name for checkpoints in self.runs.values()]
+
+    @functools.cached_property
+    def _index(self) -> dict[tuple[str, str], int]:
+        return {(item.checkpoint, item.layer): i for i, item in enumerate(self.items)}
+
+    def matrix(self, measure: str) -> Tensor:
+        """Return the full ``[N, N]`` matrix over items.
+
+        Raises:
+            ValueError: a measure that was not computed.
+        """
+        _checks.check_choice("measure", measure, self.measures)
+        return self.matrices[measure]
+
+    def _block(self, measure: str, rows: Sequence[tuple[str, str]], columns: Sequence[tuple[str, str]]) -> Tensor:
+        """Values for (checkpoint, layer) pairs, NaN where one of them failed."""
+        values = self.matrix(measure).new_full((len(rows), len(columns)), math.nan)
+        at = [[(k, self._index[key]) for k, key in enumerate(keys) if key in self._index] for keys in (rows, columns)]
+        if at[0] and at[1]:
+            (to_row, from_row), (to_column, from_column) = (torch.tensor(pairs).unbind(1) for pairs in at)
+            values[to_row[:, None], to_column] = self.matrix(measure)[from_row[:, None], from_column]
+        return values
+
+    def between_checkpoints(self, measure: str, layer: str | None = None) -> Tensor:
+        """Return the similarity of the same layer in every two checkpoints, ``[C, C]``.
+
+        Args:
+            measure: Name of a measure.
+            layer: One layer; None for the mean over layers.
+
+        Returns:
+            Rows and columns as ``checkpoints``; NaN where a layer failed everywhere.
+
+        Raises:
+            ValueError: an unknown measure or layer.
+        """
+        if layer is not None:
+            _checks.check_choice("layer", layer, self.layers)
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        chosen = self.layers if layer is None else (layer,)
+        parts = [self._block(measure, *([[(name, part) for name in names]] * 2)) for part in chosen]
+        return torch.stack(parts).nanmean(0)
+
+    def between_layers(self, measure: str, *, checkpoints: Sequence[str] | None = None) -> Tensor:
+        """Return the similarity of every two layers, ``[L, L]``: the mean over ordered pairs of different checkpoints.
+
+        Args:
+            measure: Name of a measure.
+            checkpoints: Which to average over; None for the last one of each run, or all where there is a single run.
+
+        Returns:
+            Rows and columns as ``layers``; of a single checkpoint its own layers.
+
+        Raises:
+            ValueError: an unknown measure or checkpoint.
+        """
+        return torch.stack([block for _, _, block in self._layer_blocks(measure, checkpoints)]).nanmean(0)
+
+    def _layer_blocks(self, measure: str, checkpoints: Sequence[str] | None) -> Iterator[tuple[str, str, Tensor]]:
+        names = self.compared(checkpoints)
+        for a in names:
+            for b in names:
+                if a != b or len(names) == 1:
+                    pairs = ([(name, layer) for layer in self.layers] for name in (a, b))
+                    yield a, b, self._block(measure, *pairs)
+
+    def compared(self, checkpoints: Sequence[str] | None = None) -> list[str]:
+        """Return the names of the checkpoints whose layers are compared, by default as :meth:`between_layers` says."""
+        known = [checkpoint.name for checkpoint in self.checkpoints]
+        if checkpoints is None:
+            return self.finals if len(self.runs) > 1 else known
+        for name in checkpoints:
+            _checks.check_choice("checkpoints", name, known)
+        return list(dict.fromkeys(checkpoints))
+
+    def layer_matching(self, measure: str, *, checkpoints: Sequence[str] | None = None) -> LayerMatching | None:
+        """Count how often the most similar layer of another network is the same layer.
+
+        For every ordered pair of different checkpoints and every layer of the first, the layer of the second with the
+        largest similarity is taken; a tie counts as wrong. Guessing gives ``1 / L``.
+
+        Args:
+            measure: Name of a measure.
+            checkpoints: As in :meth:`between_layers`.
+
+        Returns:
+            None where there are not two checkpoints with two layers each.
+
+        Raises:
+            ValueError: an unknown measure or checkpoint.
+        """
+        blocks = [block for a, b, block in self._layer_blocks(measure, checkpoints) if a != b]
+        right, decisions, same, other = 0, 0, [], []
+        for block in blocks:
+            for i, row in enumerate(block):
+                present = ~row.isnan()
+                if bool(present[i]) and int(present.sum()) > 1:
+                    rest = torch.cat([row[:i], row[i + 1 :]])
+                    rest = rest[~rest.isnan()]
+                    right += int(row[i] > rest.max())
+                    decisions += 1
+                    same.append(float(row[i]))
+                    other.append(float(rest.mean()))
+        if not decisions:
+            return None
+        means = [math.fsum(values) / decisions for values in (same, other)]
+        return LayerMatching(right / decisions, 1 / len(self.layers), decisions, means[0], means[1])
+
+    def trajectories(self, measure: str) -> list[Trajectory]:
+        """Return for each run the similarity of its checkpoints to its last one, layer by layer.
+
+        Runs with fewer than two checkpoints whose step is known are left out. A last checkpoint without a step is
+        counted one step after the one before it.
+
+        Raises:
+            ValueError: an unknown measure.
+        """
+        self.matrix(measure)
+        found = []
+        for run, members in self.runs.items():
+            checkpoints = [checkpoint for checkpoint in members[:-1] if checkpoint.step is not None] + members[-1:]
+            if len(checkpoints) < 2:
+                continue
+            steps = [checkpoint.step for checkpoint in checkpoints if checkpoint.step is not None]
+            if len(steps) < len(checkpoints):
+                steps.append(steps[-1] + 1)
+            values = [
+                self._block(measure, [(c.name, layer) for c in checkpoints], [(checkpoints[-1].name, layer)])
+                for layer in self.layers
+            ]
+            found.append(Trajectory(run, tuple(steps), self.layers, torch.cat(values, dim=1)))
+        return found
+
+    def _rows(self) -> Iterator[list[Any]]:
+        by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
+        sides = [[i.checkpoint, i.layer, by_name[i.checkpoint].run, by_name[i.checkpoint].step] for i in self.items]
+        columns = [_rounded(self.matrices[measure]) for measure in self.measures]
+        for i, x in enumerate(sides):
+            for j, y in enumerate(sides):
+                yield [*x, *y, *(column[i][j] for column in columns)]
+
+    @property
+    def _header(self) -> list[str]:
+        return [*(f"x_{name}" for name in _COLUMNS), *(f"y_{name}" for name in _COLUMNS), *self.measures]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a data frame with a row per ordered pair of items and a column per measure."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError('to_pandas needs pandas: pip install "lfm-torch[pandas]"') from error
+        frame = pandas.DataFrame(list(self._rows()), columns=self._header)
+        return frame.astype({"x_step": "Int64", "y_step": "Int64"})
+
+    def save(self, path: str | Path) -> Path:
+        """Write a row per ordered pair of items to a .csv or .parquet file, or to ``similarity.csv`` in a directory.
+
+        Returns:
+            The file written.
+
+        Raises:
+            ValueError: another ending.
+        """
+        path = Path(path)
+        if path.is_dir() or not path.suffix:
+            path = path / "similarity.csv"
+        if path.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"path must be a directory or end on .csv or .parquet, got {path.name!r}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            binary = io.BytesIO()
+            self.to_pandas().to_parquet(binary, index=False)
+            _files.write_atomically(path, binary.getvalue())
+            return path
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self._header)
+        writer.writerows(self._rows())
+        _files.write_atomically(path, text.getvalue().encode())
+        return path
+
+    def report(self, directory: str | Path, *, format: Literal["csv", "parquet"] = "csv") -> Path:
+        """Write ``report.html`` (self-contained), the table and PNG figures to a directory.
+
+        Returns:
+            The report.
+
+        Raises:
+            ImportError: matplotlib or jinja2 is missing.
+        """
+        from lfm_torch.report import write_report
+
+        return write_report(self, directory, format=format)
+
+
+def _rounded(matrix: Tensor) -> list[list[float]]:
+    # float32 as Python floats would show digits that it does not have; nine bring every one of its values back
+    if matrix.dtype != torch.float32:
+        return [[float(value) for value in row] for row in matrix]
+    return [[float(f"{value:.9g}") for value in row] for row in matrix.tolist()]

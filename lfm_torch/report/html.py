@@ -1,0 +1,246 @@
+"""One self-contained HTML page: tables and inline SVG, everything escaped, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import math
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import torch
+from torch import Tensor
+
+from lfm_torch.report.scales import Scale, chance_of, line_colors, name_of, scale_of, step_positions
+
+if TYPE_CHECKING:
+    from lfm_torch.comparison import Comparison, Trajectory
+
+# beyond these a table of cells is slower to open than it is good to read
+_MAX_NUMBERED = 12
+_MAX_CELLS = 60
+_MAX_DETAILS = 30
+_DASHES = ("", "7 3", "7 3 2 3", "2 3")
+_WIDTH, _HEIGHT = 360, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 12, 40
+
+READINGS = {
+    "lfm": (
+        "How close the map between the two neighbourhood graphs is to carrying each wave pattern of one to a "
+        "pattern of "
+        "its own on the other. Not symmetric: rows are x, columns y. It does not fall to 0 where nothing "
+        "corresponds: read "
+        "it against the value for shuffled rows, not against 0."
+    ),
+    "overlap": (
+        "The share of the slow wave patterns of one neighbourhood graph that the other has too. Symmetric; for "
+        "unrelated "
+        "representations about (eigenvectors) / (samples)."
+    ),
+    "heat": (
+        "The cosine between how heat spreads on the two neighbourhood graphs. Symmetric, and it depends neither on the "
+        "choice of eigenvectors nor much on their number."
+    ),
+    "linear_cka": (
+        "The classical comparison of all distances at once (centred kernel alignment with a linear kernel). Symmetric; "
+        "large directions of variance weigh most."
+    ),
+}
+
+
+def render(comparison: Comparison, *, title: str | None = None) -> str:
+    """Return the page as text."""
+    loader = jinja2.PackageLoader("lfm_torch", "report")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page: str = environment.get_template("template.html").render(
+        title=title or "Similarity of representations",
+        comparison=comparison,
+        compared=comparison.compared(),
+        steps=_step_range(comparison),
+        measures=[_measure(comparison, name) for name in comparison.measures],
+        rows=_checkpoint_rows(comparison),
+        settings=_settings(comparison),
+    )
+    return page
+
+
+def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
+    scale = scale_of(comparison, measure)
+    names = [checkpoint.name for checkpoint in comparison.checkpoints]
+    matching = comparison.layer_matching(measure)
+    several = len(comparison.layers) > 1
+    details: list[tuple[str, dict[str, Any]]] = []
+    if several and len(names) <= _MAX_DETAILS:
+        details = [
+            (layer, _heat_map(comparison.between_checkpoints(measure, layer), names, scale))
+            for layer in comparison.layers
+        ]
+    return {
+        "key": measure,
+        "name": name_of(measure),
+        "reading": READINGS.get(measure, ""),
+        "chance": chance_of(comparison, measure),
+        "matching": matching,
+        "legend": _legend(scale),
+        "layers": _heat_map(comparison.between_layers(measure), comparison.layers, scale) if several else None,
+        "checkpoints": _heat_map(comparison.between_checkpoints(measure), names, scale) if len(names) > 1 else None,
+        "details": details,
+        "trajectory": _chart(comparison, measure),
+    }
+
+
+def _heat_map(matrix: Tensor, names: Sequence[str], scale: Scale) -> dict[str, Any]:
+    if len(names) > _MAX_CELLS:
+        return {"picture": _picture(matrix, scale), "names": list(names), "rows": []}
+    rows = []
+    for name, values in zip(names, matrix.tolist(), strict=True):
+        cells = []
+        for other, value in zip(names, values, strict=True):
+            if math.isnan(value):
+                cells.append({"text": "", "title": f"{name} → {other}: failed", "style": ""})
+                continue
+            text = f"{value:.2f}".removeprefix("0") if len(names) <= _MAX_NUMBERED else ""
+            style = f"background:{scale.color(value)};color:{scale.ink(value)}"
+            cells.append({"text": text, "title": f"{name} → {other}: {value:.4f}", "style": style})
+        rows.append((name, cells))
+    return {"picture": "", "names": list(names), "rows": rows}
+
+
+def _picture(matrix: Tensor, scale: Scale) -> str:
+    """Return the matrix as a PNG data URI, one pixel per cell: a table of a million cells would not open."""
+    from lfm_torch.report.figures import pixels
+
+    return "data:image/png;base64," + base64.b64encode(pixels(matrix, scale)).decode()
+
+
+def _legend(scale: Scale) -> dict[str, Any]:
+    stops = [scale.low + (1 - scale.low) * i / 9 for i in range(10)]
+    return {
+        "gradient": ", ".join(scale.color(stop) for stop in stops),
+        "low": scale.low,
+        "chance": 100 * scale.place(scale.chance) if scale.low <= scale.chance else None,
+    }
+
+
+def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
+    """Lay out the lines of a trajectory chart in the coordinates of its SVG."""
+    trajectories = comparison.trajectories(measure)
+    if not trajectories:
+        return None
+    steps = sorted({step for trajectory in trajectories for step in trajectory.steps})
+    places, _ = step_positions(torch.tensor(steps))
+    first, last = float(places[0]), float(places[-1])
+    x_of = {
+        step: _LEFT + (_WIDTH - _LEFT - _RIGHT) * (place - first) / ((last - first) or 1)
+        for step, place in zip(steps, places.tolist(), strict=True)
+    }
+    chance = chance_of(comparison, measure)
+    lowest = min(chance, *(float(trajectory.values.nan_to_num(1).min()) for trajectory in trajectories))
+    every = 0.1 if lowest >= 0.5 else 0.2
+    low = max(0.0, math.floor(lowest / every) * every)
+
+    def y_of(value: float) -> float:
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (1 - low))
+
+    colors = line_colors(len(comparison.layers))
+    lines = [
+        _line(trajectory, k, colors[k], x_of, y_of)
+        for k in range(len(comparison.layers))
+        for trajectory in trajectories
+    ]
+    values = [low + every * i for i in range(round((1 - low) / every) + 1)]
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "right": _WIDTH - _RIGHT,
+        "bottom": _HEIGHT - _BOTTOM,
+        "lines": lines,
+        "chance": y_of(chance),
+        "x_ticks": [(x_of[step], step) for step in _spread(steps, x_of)],
+        "y_ticks": [(y_of(value), f"{value:.1f}") for value in values if value < 1.001],
+        "layers": [
+            {"layer": layer, "color": colors[k], "dash": _DASHES[k % 4], "marker": _marker(k, 15, 6)}
+            for k, layer in enumerate(comparison.layers)
+        ],
+    }
+
+
+def _line(trajectory: Trajectory, k: int, color: str, x_of: dict[int, float], y_of: Any) -> dict[str, Any]:
+    layer = trajectory.layers[k]
+    points = [
+        (x_of[step], y_of(value), f"{trajectory.run}, {layer}, {step}: {value:.4f}")
+        for step, value in zip(trajectory.steps, trajectory.values[:, k].tolist(), strict=True)
+        if not math.isnan(value)
+    ]
+    return {
+        "color": color,
+        "dash": _DASHES[k % len(_DASHES)],
+        "path": " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points),
+        "points": [(_marker(k, x, y), text) for x, y, text in points],
+    }
+
+
+def _marker(k: int, x: float, y: float) -> str:
+    """Return the SVG path of a marker: circle, square, triangle, diamond, in turn."""
+    r = 3.2
+    if k % 4 == 0:
+        return f"M{x - r:.1f},{y:.1f}a{r},{r} 0 1,0 {2 * r},0a{r},{r} 0 1,0 {-2 * r},0Z"
+    corners = (
+        ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+        ((0, -1.2), (1.1, 0.9), (-1.1, 0.9)),
+        ((0, -1.3), (1.2, 0), (0, 1.3), (-1.2, 0)),
+    )[k % 4 - 1]
+    return "M" + "L".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in corners) + "Z"
+
+
+def _spread(steps: Sequence[int], x_of: dict[int, float]) -> list[int]:
+    shown = [steps[-1]]
+    for step in reversed(steps[:-1]):
+        if x_of[shown[-1]] - x_of[step] >= 28:
+            shown.append(step)
+    return shown[::-1]
+
+
+def _checkpoint_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    finals = {run: members[-1].name for run, members in comparison.runs.items()}
+    place = {checkpoint.name: i for i, checkpoint in enumerate(comparison.checkpoints)}
+    means = {measure: comparison.between_checkpoints(measure) for measure in comparison.measures}
+    items: dict[str, list[Any]] = {}
+    for item in comparison.items:
+        items.setdefault(item.checkpoint, []).append(item)
+    rows = []
+    for checkpoint in comparison.checkpoints:
+        i, final = place[checkpoint.name], finals[checkpoint.run]
+        others = [place[name] for run, name in finals.items() if run != checkpoint.run]
+        values = []
+        for matrix in means.values():
+            to_others = float(matrix[i, others].nanmean()) if others else math.nan
+            values.append((float(matrix[i, place[final]]), to_others))
+        rows.append(
+            {
+                "checkpoint": checkpoint,
+                "values": values,
+                "components": max(item.n_components for item in items[checkpoint.name]),
+                "unconverged": sum(item.n_unconverged for item in items[checkpoint.name]),
+            }
+        )
+    return rows
+
+
+def _step_range(comparison: Comparison) -> str:
+    steps = [checkpoint.step for checkpoint in comparison.checkpoints if checkpoint.step is not None]
+    return f"steps {min(steps)} to {max(steps)}" if len(set(steps)) > 1 else ""
+
+
+def _settings(comparison: Comparison) -> list[tuple[str, str]]:
+    shown = []
+    for name, value in comparison.settings.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        shown.append((name.replace("_", " "), text))
+    versions = f"lfm_torch {version('lfm-torch')}, torch {torch.__version__}, Python {platform.python_version()}"
+    return [*shown, ("versions", versions)]

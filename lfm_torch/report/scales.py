@@ -1,0 +1,89 @@
+"""What figures and page share: names of measures, ranges of values, colours that print and survive colour blindness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lfm_torch.comparison import Comparison
+
+NAMES = {
+    "lfm": "LFM similarity",
+    "overlap": "subspace overlap",
+    "heat": "heat overlap",
+    "linear_cka": "linear CKA",
+}
+# Okabe & Ito: told apart under every common colour blindness, and readable on white and on black
+LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+# viridis (van der Walt & Smith) at ten even steps, so that the page needs no plotting library for a colour
+_VIRIDIS = (
+    (68, 1, 84), (72, 40, 120), (62, 73, 137), (49, 104, 142), (38, 130, 142),
+    (31, 158, 137), (53, 183, 121), (110, 206, 88), (181, 222, 43), (253, 231, 37),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Range of colours of one measure: from ``low`` to 1, with the chance level inside or below."""
+
+    low: float
+    chance: float
+
+    def place(self, value: float) -> float:
+        """Position of a value in the range, clipped to [0, 1]."""
+        return min(1.0, max(0.0, (value - self.low) / (1 - self.low)))
+
+    def color(self, value: float) -> str:
+        """Return the colour of a value as ``#rrggbb``."""
+        return "#" + "".join(f"{channel:02x}" for channel in self._rgb(value))
+
+    def ink(self, value: float) -> str:
+        """Return black or white, whichever has more contrast on the colour of the value (WCAG relative luminance)."""
+        linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in self._rgb(value)]
+        luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+        return "#000" if luminance > 0.179 else "#fff"
+
+    def _rgb(self, value: float) -> list[int]:
+        position = self.place(value) * (len(_VIRIDIS) - 1)
+        below = min(len(_VIRIDIS) - 2, int(position))
+        ends = zip(_VIRIDIS[below], _VIRIDIS[below + 1], strict=True)
+        return [round(a + (b - a) * (position - below)) for a, b in ends]
+
+
+def scale_of(comparison: Comparison, measure: str) -> Scale:
+    """Range for all figures of a measure: from the smallest value (or 0, where that is near) to 1."""
+    values = comparison.matrix(measure)
+    low = math.floor(float(values.min()) * 20) / 20
+    low = 0.0 if low < 0.15 else min(low, 0.95)
+    return Scale(low, chance_of(comparison, measure))
+
+
+def chance_of(comparison: Comparison, measure: str) -> float:
+    """Mean over items of the measure with shuffled rows."""
+    return float(comparison.chance[measure].mean())
+
+
+def name_of(measure: str) -> str:
+    """Return the measure's name for people."""
+    return NAMES.get(measure, measure)
+
+
+def line_colors(count: int) -> list[str]:
+    """Return ``count`` colours for lines: distinct ones, or a sequence where there are too many to be distinct."""
+    if count <= len(LINE_COLORS):
+        return list(LINE_COLORS[:count])
+    scale = Scale(0.0, 0.0)
+    return [scale.color(0.1 + 0.85 * i / (count - 1)) for i in range(count)]
+
+
+def step_positions(steps: Tensor) -> tuple[Tensor, bool]:
+    """Place steps on an axis: as they are, or as ``log2(1 + step)`` (then True) where they span orders of magnitude."""
+    steps = steps.double()
+    positive = steps[steps > 0]
+    spread = positive.numel() > 2 and float(positive.max()) > 8 * float(positive.min())
+    return (torch.log2(1 + steps), True) if spread else (steps, False)

@@ -1,0 +1,197 @@
+"""The one-screen summary and the progress bars of the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lfm_torch.report.scales import chance_of, name_of
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from rich.table import Table
+
+    from lfm_torch.comparison import Comparison
+
+_STAGES = {
+    "training": "training networks",
+    "representations": "reading checkpoints",
+    "pairs": "comparing pairs",
+}
+_SHOWN_STEPS = 8
+_SHOWN_FAILURES = 6
+
+
+def check_available() -> None:
+    """Raise ImportError, saying what to install, where rich is missing."""
+    try:
+        import rich  # noqa: F401
+    except ImportError as error:
+        message = 'the terminal display needs rich: pip install "lfm-torch[cli]" (or pass --quiet)'
+        raise ImportError(message) from error
+
+
+class ProgressBars:
+    """Progress callback that draws a bar with a time estimate per stage on stderr; silent where ``quiet``."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressBars:
+        if not self._quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            console = Console(stderr=True)
+            self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` steps of a stage are finished."""
+        if self._bars is None:
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(_STAGES.get(stage, stage), total=total)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+
+def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Sequence[str] = ()) -> None:
+    """Print what was compared, how layers match, how training converges, what failed, and the files written."""
+    from rich.console import Console
+
+    # names are data: nothing in them is markup
+    console = Console(markup=False, highlight=False)
+    console.print(_headline(comparison), style="bold")
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    console.print()
+    console.print(_measures_table(comparison))
+    trajectory = _trajectory_table(comparison)
+    if trajectory is not None:
+        console.print(trajectory)
+    if comparison.failures:
+        console.print(f"{len(comparison.failures)} not compared:", style="bold yellow")
+        for failure in comparison.failures[:_SHOWN_FAILURES]:
+            console.print(f"  {failure}", style="yellow")
+        if len(comparison.failures) > _SHOWN_FAILURES:
+            console.print(f"  and {len(comparison.failures) - _SHOWN_FAILURES} more, see the report", style="yellow")
+        console.print()
+    if written:
+        console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
+
+
+def _headline(comparison: Comparison) -> str:
+    checkpoints, runs, layers = len(comparison.checkpoints), len(comparison.runs), len(comparison.layers)
+    parts = [f"{checkpoints} checkpoint{'s' if checkpoints > 1 else ''}"]
+    if 1 < runs < checkpoints:
+        parts[0] += f" of {runs} runs"
+    parts.append(f"{layers} layer{'s' if layers > 1 else ''}")
+    parts.append(f"{comparison.settings['n_samples']} samples")
+    return f"{', '.join(parts)}: compared in {comparison.settings['seconds']:.1f} s"
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _measures_table(comparison: Comparison) -> Table:
+    matchings = {name: comparison.layer_matching(name) for name in comparison.measures}
+    table = _table("which layer of another network is most similar?" if any(matchings.values()) else "similarity")
+    table.add_column("measure", no_wrap=True)
+    if any(matchings.values()):
+        guessing = next(matching.chance for matching in matchings.values() if matching)
+        for column in (f"the same (guessing {guessing:.0%})", "same layer", "other layers"):
+            table.add_column(column, justify="right")
+    else:
+        table.add_column("mean over pairs", justify="right")
+    table.add_column("shuffled rows", justify="right")
+    for name, matching in matchings.items():
+        chance = f"{chance_of(comparison, name):.3f}"
+        if matching is None:
+            matrix = comparison.matrix(name)
+            apart = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
+            table.add_row(name_of(name), f"{float(apart.mean()):.3f}", chance)
+            continue
+        right = round(matching.accuracy * matching.n_decisions)
+        found = f"{right} of {matching.n_decisions}: {matching.accuracy:.0%}"
+        table.add_row(name_of(name), found, f"{matching.same_layer:.3f}", f"{matching.other_layer:.3f}", chance)
+    return table
+
+
+def _trajectory_table(comparison: Comparison) -> Table | None:
+    trajectories = {name: comparison.trajectories(name) for name in comparison.measures}
+    first = trajectories[comparison.measures[0]]
+    if not first:
+        return None
+    alike = all(trajectory.steps == first[0].steps for trajectory in first)
+    steps = first[0].steps
+    count = min(len(steps), _SHOWN_STEPS)
+    shown = sorted({round(i * (len(steps) - 1) / (count - 1)) for i in range(count)})
+    whose = f"mean over {len(first)} runs and" if alike and len(first) > 1 else f"run {first[0].run}, mean over"
+    table = _table(f"similarity to the final checkpoint ({whose} layers)")
+    table.add_column("epoch or step", no_wrap=True)
+    for k in shown:
+        table.add_column(str(steps[k]), justify="right")
+    for name, members in trajectories.items():
+        values = torch.stack([member.values for member in (members if alike else members[:1])]).nanmean((0, 2))
+        table.add_row(name_of(name), *(f"{float(values[k]):.3f}" for k in shown))
+    return table
+
+
+def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, Any]:
+    """Return the content of the summary as plain values."""
+    measures = {}
+    for name in comparison.measures:
+        matching = comparison.layer_matching(name)
+        measures[name] = {
+            "layer_matching": None if matching is None else vars(matching),
+            "shuffled_rows": chance_of(comparison, name),
+            "between_layers": _plain(comparison.between_layers(name)),
+            "trajectories": [
+                {"run": t.run, "steps": list(t.steps), "values": _plain(t.values)}
+                for t in comparison.trajectories(name)
+            ],
+        }
+    return {
+        "checkpoints": [{"name": c.name, "run": c.run, "step": c.step} for c in comparison.checkpoints],
+        "layers": list(comparison.layers),
+        "settings": dict(comparison.settings),
+        "measures": measures,
+        "failures": [vars(failure) for failure in comparison.failures],
+        "written": [str(path) for path in written],
+    }
+
+
+def _plain(matrix: torch.Tensor) -> list[list[float | None]]:
+    # JSON has no NaN
+    return [[None if math.isnan(value) else round(value, 6) for value in row] for row in matrix.tolist()]
+
+
+def print_pair(x: str, y: str, n: int, values: dict[str, dict[str, float]]) -> None:
+    """Print the similarity of two arrays, in both directions, beside what shuffled rows give."""
+    from rich.console import Console
+
+    table = _table(f"{x} (x) and {y} (y), {n} samples")
+    for column in ("measure", "x to y", "y to x", "shuffled rows"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for name, value in values.items():
+        numbers = (value[key] for key in ("similarity", "reverse", "shuffled_rows"))
+        table.add_row(name_of(name), *(f"{number:.4f}" for number in numbers))
+    Console(markup=False, highlight=False).print(table)

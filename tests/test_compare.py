@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lfm_torch import LFMWarning, similarity
+from lfm_torch.checkpoints import Checkpoints
+from lfm_torch.compare import compare
+from lfm_torch.comparison import Comparison
+
+N = 80
+OPTIONS: dict[str, Any] = {"n_basis": 8, "n_neighbors": 12}
+ALL = ("lfm", "overlap", "heat", "linear_cka")
+
+
+def cloud(seed: int, d: int = 6, n: int = N) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def rotated(x: Tensor, seed: int, scale: float = 1.0) -> Tensor:
+    rotation = torch.linalg.qr(cloud(seed, x.shape[1], x.shape[1])).Q
+    return scale * x @ rotation
+
+
+@pytest.fixture(scope="module")
+def planted() -> Comparison:
+    """Three networks whose layers are the same clouds up to rotation and scale: only equal layers are alike."""
+    layers = {"a": cloud(1), "b": cloud(2, 7), "c": cloud(3)}
+    networks = {
+        f"net{k}": {name: rotated(x, 10 * k + i, 0.5 + k) for i, (name, x) in enumerate(layers.items())}
+        for k in range(3)
+    }
+    return compare(networks, measures=ALL, **OPTIONS)
+
+
+def test_equal_layers_of_different_networks_are_found(planted: Comparison) -> None:
+    for measure in ALL:
+        values = planted.between_layers(measure)
+        torch.testing.assert_close(values.diagonal(), torch.ones(3), atol=2e-3, rtol=0)
+        assert float(values.masked_fill(torch.eye(3, dtype=torch.bool), 0).max()) < 0.95
+        matching = planted.layer_matching(measure)
+        assert matching is not None
+        assert (matching.accuracy, matching.n_decisions, matching.chance) == (1.0, 18, 1 / 3)
+
+
+def test_numbers_are_those_of_single_pairs_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = {f"m{k}": cloud(k, d=3 + k % 2) for k in range(5)}
+    whole = compare(points, measures=ALL, **OPTIONS)
+    # two items per block: the blocks below the diagonal come from adjoint maps
+    monkeypatch.setattr(sys.modules["lfm_torch.compare"], "_BLOCK_BYTES", 4 * 4 * 8**2 * 4)
+    blocks = compare(points, measures=ALL, **OPTIONS)
+    singles = [[similarity(x, y, measures=ALL, **OPTIONS) for y in points.values()] for x in points.values()]
+    for measure in ALL:
+        pairs = torch.stack([torch.stack([single[measure] for single in row]) for row in singles])
+        torch.testing.assert_close(whole.matrix(measure), pairs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(blocks.matrix(measure), pairs, atol=1e-5, rtol=0)
+    lfm = whole.matrix("lfm")
+    assert float((lfm - lfm.mT).abs().max()) > 1e-3  # the full matrix is kept: the score has a direction
+
+
+def test_double_precision_is_kept() -> None:
+    x = {"a": cloud(1).double(), "b": cloud(2).double()}
+    matrix = compare(x, measures=["heat"], **OPTIONS).matrix("heat")
+    assert matrix.dtype == torch.float64
+    torch.testing.assert_close(matrix[0, 1], similarity(x["a"], x["b"], measures=["heat"], **OPTIONS)["heat"])
+    mixed = compare({"a": cloud(1), "b": cloud(1).double()}, measures=["heat"], **OPTIONS).matrix("heat")
+    torch.testing.assert_close(mixed, torch.ones(2, 2, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_chance_is_the_value_without_correspondence() -> None:
+    x = {f"m{k}": cloud(k, n=300) for k in range(4)}
+    comparison = compare(x, measures=ALL, n_basis=10, n_neighbors=30)
+    matrix = {name: comparison.matrix(name) for name in ALL}
+    apart = ~torch.eye(4, dtype=torch.bool)
+    for name in ALL:
+        # independent clouds do not correspond either: shuffling and independence give the same level
+        assert float(comparison.chance[name].mean()) == pytest.approx(float(matrix[name][apart].mean()), abs=0.06)
+    assert float(comparison.chance["lfm"].mean()) > 0.3
+
+
+def training(seed: int) -> dict[str, dict[str, Tensor]]:
+    start, end = cloud(seed), cloud(100)
+    mixed = {step: (1 - t) * start + t * end for step, t in [(0, 0.0), (1, 0.5), (10, 0.9)]}
+    return {f"seed{seed}/epoch={step}": {"one": x, "two": rotated(x, 5).exp()} for step, x in mixed.items()}
+
+
+@pytest.fixture(scope="module")
+def runs() -> Comparison:
+    # given out of order: steps put them right
+    given = dict(reversed(list((training(1) | training(2)).items())))
+    return compare(given, measures=["heat", "lfm"], **OPTIONS)
+
+
+def test_runs_and_steps_come_from_the_names(runs: Comparison) -> None:
+    assert [(c.run, c.step) for c in runs.checkpoints] == [(f"seed{s}", e) for s in (1, 2) for e in (0, 1, 10)]
+    assert runs.finals == ["seed1/epoch=10", "seed2/epoch=10"]
+    assert [item.checkpoint for item in runs.items[:2]] == ["seed1/epoch=0"] * 2
+
+
+def test_trajectories_rise_to_the_final_checkpoint(runs: Comparison) -> None:
+    # "lfm" is left out here: between unrelated clouds it can be near 1 (see chance)
+    for trajectory in runs.trajectories("heat"):
+        assert trajectory.steps == (0, 1, 10)
+        assert bool((trajectory.values.diff(dim=0) > 0).all())
+        torch.testing.assert_close(trajectory.values[-1], torch.ones(2), atol=1e-4, rtol=0)
+    points = training(1)
+    first = similarity(points["seed1/epoch=0"]["two"], points["seed1/epoch=10"]["two"], measures=["lfm"], **OPTIONS)[
+        "lfm"
+    ]
+    torch.testing.assert_close(runs.trajectories("lfm")[0].values[0, 1], first, atol=1e-5, rtol=0)
+
+
+def test_views_are_means_of_the_full_matrix(runs: Comparison) -> None:
+    names = [checkpoint.name for checkpoint in runs.checkpoints]
+    full = runs.matrix("lfm")
+    index = {(item.checkpoint, item.layer): i for i, item in enumerate(runs.items)}
+
+    def value(a: str, la: str, b: str, lb: str) -> float:
+        return float(full[index[a, la], index[b, lb]])
+
+    one = runs.between_checkpoints("lfm", "one")
+    assert float(one[1, 4]) == value(names[1], "one", names[4], "one")
+    wanted = sum(value(names[1], layer, names[4], layer) for layer in runs.layers) / 2
+    assert float(runs.between_checkpoints("lfm")[1, 4]) == pytest.approx(wanted)
+    a, b = runs.finals
+    wanted = (value(a, "one", b, "two") + value(b, "one", a, "two")) / 2
+    assert float(runs.between_layers("lfm")[0, 1]) == pytest.approx(wanted)
+    pair = runs.between_layers("lfm", checkpoints=names[:2])
+    assert float(pair[1, 0]) == pytest.approx(
+        (value(names[0], "two", names[1], "one") + value(names[1], "two", names[0], "one")) / 2
+    )
+    with pytest.raises(ValueError, match=r"layer must be one of 'one', 'two', got 'ones'; did you mean 'one'"):
+        runs.between_checkpoints("lfm", "ones")
+    with pytest.raises(ValueError, match="measure must be one of"):
+        runs.matrix("cka")
+
+
+def test_runs_can_be_given() -> None:
+    x = {"w1": cloud(1), "w2": cloud(2), "other": cloud(3)}
+    comparison = compare(x, measures=["heat"], runs={"w1": ("w", 7), "w2": ("w", 3)}, **OPTIONS)
+    assert [(c.name, c.run, c.step) for c in comparison.checkpoints] == [
+        ("other", "other", None), ("w2", "w", 3), ("w1", "w", 7)
+    ]  # fmt: skip
+
+
+def test_what_fails_is_reported_and_the_rest_compared() -> None:
+    bad = cloud(4)
+    bad[3, 1] = math.nan
+    zero = cloud(5)
+    zero[7] = 0
+    x = {
+        "good": {"a": cloud(1), "b": cloud(2)},
+        "nan": {"a": cloud(3), "b": bad},
+        "short": {"a": cloud(1)[:50], "b": zero},
+        "odd": {"a": torch.ones(N, dtype=torch.long), "b": torch.ones(2, N, 3)},
+    }
+    with pytest.warns(LFMWarning, match="5 could not be compared"):
+        comparison = compare(x, measures=["heat"], **OPTIONS)
+    reasons = {(failure.checkpoint, failure.layer): failure.reason for failure in comparison.failures}
+    assert "must be finite, got nan in row 3" in reasons["nan", "b"]
+    assert "must have the 80 rows of the others, got 50" in reasons["short", "a"]
+    assert "zero in row 7" in reasons["short", "b"]
+    assert "float16, bfloat16, float32 or float64, got torch.int64" in reasons["odd", "a"]
+    assert "shape [n, d], got [2, 80, 3]" in reasons["odd", "b"]
+    assert [(item.checkpoint, item.layer) for item in comparison.items] == [("good", "a"), ("good", "b"), ("nan", "a")]
+    between = comparison.between_checkpoints("heat", "b")
+    assert not bool(between[0, 0].isnan())
+    assert bool(between[0, 1].isnan())
+    assert not bool(comparison.between_checkpoints("heat").isnan().any())
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).tanh())
+
+
+def test_bad_checkpoints_among_good_ones(tmp_path: Path) -> None:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(Net().state_dict(), tmp_path / f"good_seed_{seed}.pt")
+    torch.save(nn.Linear(4, 6).state_dict(), tmp_path / "misfit.pt")
+    (tmp_path / "garbage.pt").write_bytes(b"no checkpoint")
+    spoilt = Net()
+    nn.init.constant_(spoilt.two.bias, math.nan)
+    torch.save(spoilt.state_dict(), tmp_path / "spoilt.pt")
+    data = cloud(0, 4)
+    seen: list[tuple[str, int, int]] = []
+    paths = [tmp_path, tmp_path / "missing.pt"]
+    with pytest.warns(LFMWarning, match="4 could not be compared"):
+        comparison = compare(
+            Checkpoints(paths, Net, data, layers=["one", "two"]), progress=lambda *step: seen.append(step), **OPTIONS
+        )
+    reasons = {(failure.checkpoint, failure.layer): failure.reason for failure in comparison.failures}
+    assert "must fit the model Net" in reasons["misfit", None]
+    assert "do not read" in reasons["garbage", None]
+    assert "existing file, got none" in reasons["missing", None]
+    assert "got nan" in reasons["spoilt", "two"]
+    assert {item.checkpoint for item in comparison.items} == {"good_seed_0", "good_seed_1", "spoilt"}
+    assert seen[0] == ("representations", 0, 6)
+    assert ("representations", 6, 6) in seen
+    assert seen[-1] == ("pairs", 15, 15)
+    assert comparison.settings["layers"] == ["one", "two"]
+
+
+def test_nothing_left_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "b.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(
+        ValueError, match=r"at least two that can be compared, got 0; 2 failed, the first: a: .*do not read"
+    ):
+        compare(Checkpoints(tmp_path, Net, cloud(0, 4), layers="one"), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_basis": N}, r"n_basis must be between 1 and 79 \(less than the 80 samples\), got 80"),
+        ({"n_neighbors": N}, "n_neighbors must be between 1 and 79"),
+        ({"measures": ["hea"]}, "got 'hea'; did you mean 'heat'"),
+        ({"measures": []}, "at least one measure"),
+        ({"metric": "angle"}, "metric must be one of .*did you mean 'angular'"),
+        ({"metric": "inner_product"}, "weights must be 'binary'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_errors_not_failures(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare({"a": cloud(1), "b": cloud(2)}, **(OPTIONS | options))
+
+
+def test_other_input_is_refused() -> None:
+    with pytest.raises(TypeError, match="mapping"):
+        compare([cloud(1), cloud(2)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="got none"):
+        compare({})
+    with pytest.raises(ValueError, match="got 1"):
+        compare({"a": cloud(1)}, **OPTIONS)
+
+
+def test_interruption_goes_through() -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare({"a": cloud(1), "b": cloud(2)}, progress=stop, **OPTIONS)
+
+
+def test_tables_hold_every_ordered_pair(runs: Comparison, tmp_path: Path) -> None:
+    frame = runs.to_pandas()
+    assert len(frame) == 12**2
+    row = frame.iloc[12 * 3 + 8]
+    assert (row.x_checkpoint, row.x_layer, row.x_run, row.x_step) == ("seed1/epoch=1", "two", "seed1", 1)
+    assert row.lfm == pytest.approx(float(runs.matrix("lfm")[3, 8]), abs=1e-8)
+    pandas = pytest.importorskip("pandas")
+    parquet = pandas.read_parquet(runs.save(tmp_path / "all.parquet"))
+    pandas.testing.assert_frame_equal(parquet, frame)
+    with runs.save(tmp_path).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["heat"]) for row in rows] == frame["heat"].tolist()
+    assert torch.tensor(frame["heat"].tolist()).view(12, 12).equal(runs.matrix("heat"))
+    with pytest.raises(ValueError, match=r"end on .csv or .parquet, got 'a.xlsx'"):
+        runs.save(tmp_path / "a.xlsx")
+
+
+def test_real_networks_match_layer_by_layer(real_data: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    class CifarNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            widths, sizes, strides = (
+                (3, 16, 16, 32, 32, 32, 64, 64, 64),
+                (3, 3, 3, 3, 3, 3, 3, 1),
+                (1, 1, 2, 1, 1, 2, 1, 1),
+            )
+            shapes = zip(widths[:-1], widths[1:], sizes, strides, strict=True)
+            self.layers = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(i, o, k, stride=s), nn.BatchNorm2d(o), nn.ReLU()) for i, o, k, s in shapes
+            )
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return self.fc(x.mean((2, 3)))
+
+    images = (
+        torch.from_numpy(numpy.load(real_data / "cifar10_probe.npz")["images"][:400]).permute(0, 3, 1, 2).float() / 255
+    )
+    mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]]).view(2, 1, 3, 1, 1)
+    files = [real_data / "cifar10_cnn" / f"model_seed_{seed}.pth" for seed in (0, 1)]
+    checkpoints = Checkpoints(files, CifarNet, (images - mean) / std, layers=["layers.0", "layers.3", "layers.7"])
+    comparison = compare(checkpoints, measures=["heat"], n_basis=20, n_neighbors=60)
+    assert len(comparison.runs) == 2
+    matching = comparison.layer_matching("heat")
+    assert matching is not None
+    assert matching.accuracy == 1.0

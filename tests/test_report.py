@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lfm_torch import LFMWarning
+from lfm_torch.compare import compare
+from lfm_torch.comparison import Comparison
+from lfm_torch.report.figures import checkpoint_figure, layer_figure, save_figures, trajectory_figure
+from lfm_torch.report.html import render
+from lfm_torch.report.scales import Scale, line_colors, scale_of
+from lfm_torch.report.terminal import as_json, print_summary
+
+EVIL = "<script>alert(1)</script>"
+
+
+def cloud(seed: int) -> Tensor:
+    return torch.randn(50, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    networks = {
+        f"seed{seed}/epoch={step}": {EVIL: cloud(seed) + step * cloud(9), "$x_1$": cloud(9) + cloud(seed + 20)}
+        for seed in range(2)
+        for step in (0, 1, 30)
+    }
+    networks["[red]broken[/red]"] = {EVIL: torch.full((50, 4), float("nan"))}
+    with pytest.warns(LFMWarning):
+        return compare(networks, n_basis=6, n_neighbors=8)
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.titles: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data", "action", "poster") and value:
+                self.addresses.append(value)
+            if name == "title" and value:
+                self.titles.append(value)
+            assert not name.startswith("on")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escapes_every_name(comparison: Comparison) -> None:
+    page = Page(render(comparison))
+    assert page.tags.count("script") == 1  # its own, for sorting
+    assert all(address.startswith("data:") for address in page.addresses)
+    text = render(comparison)
+    assert EVIL not in text
+    assert EVIL in page.text
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_values_can_be_read_from_the_page(comparison: Comparison) -> None:
+    page = Page(render(comparison))
+    value = float(comparison.between_layers("lfm")[0, 1])
+    assert f"{EVIL} → $x_1$: {value:.4f}" in page.titles
+    value = float(comparison.between_checkpoints("heat")[0, 4])
+    assert f"seed0/epoch=0 → seed1/epoch=1: {value:.4f}" in page.titles
+    step = comparison.trajectories("overlap")[1].values[1, 0]
+    assert f"seed1, {EVIL}, 1: {float(step):.4f}" in page.text
+
+
+def test_failures_settings_and_chance_are_on_the_page(comparison: Comparison) -> None:
+    text = Page(render(comparison)).text
+    assert "[red]broken[/red]" in text
+    assert "must be finite, got nan in row 0" in text
+    assert "angular" in text
+    assert torch.__version__ in text
+    assert f"Shuffled rows: {float(comparison.chance['lfm'].mean()):.3f}" in text
+
+
+def test_a_single_layer_without_training_makes_a_smaller_page(tmp_path: Path) -> None:
+    comparison = compare({"a": cloud(1), "b": cloud(2)}, n_basis=5, n_neighbors=8)
+    text = Page(render(comparison)).text
+    assert "Along training" not in text
+    assert "Layer by layer" not in text
+    assert trajectory_figure(comparison) is None
+    (tmp_path / "trajectory.png").write_bytes(b"of an earlier report")
+    assert [path.name for path in save_figures(comparison, tmp_path)] == ["checkpoints.png"]
+    assert not (tmp_path / "trajectory.png").exists()
+
+
+def test_many_checkpoints_become_a_picture() -> None:
+    many = compare({f"m{k}": cloud(k) for k in range(64)}, n_basis=4, n_neighbors=6, measures=["heat"])
+    page = Page(render(many))
+    assert page.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+
+
+def test_figures_show_the_matrices(comparison: Comparison) -> None:
+    for figure, view in [
+        (layer_figure(comparison), comparison.between_layers),
+        (checkpoint_figure(comparison), comparison.between_checkpoints),
+    ]:
+        images = [image for ax in figure.axes for image in ax.get_images()]
+        assert len(images) == 3
+        for image, measure in zip(images, comparison.measures, strict=True):
+            torch.testing.assert_close(torch.as_tensor(image.get_array()), view(measure))
+    figure = trajectory_figure(comparison)
+    assert figure is not None
+    styles = {(line.get_marker(), line.get_linestyle()) for line in figure.axes[0].get_lines()[:4]}
+    assert len(styles) == 2  # two layers, told apart without colour; the same in both runs
+
+
+def test_report_writes_its_files(comparison: Comparison, tmp_path: Path) -> None:
+    page = comparison.report(tmp_path / "new" / "folder")
+    names = {path.name for path in page.parent.iterdir()}
+    assert names == {"report.html", "similarity.csv", "layers.png", "checkpoints.png", "trajectory.png"}
+    assert (page.parent / "layers.png").read_bytes().startswith(b"\x89PNG")
+    comparison.report(tmp_path, format="parquet")
+    assert (tmp_path / "similarity.parquet").exists()
+    with pytest.raises(ValueError, match=r"format must be one of 'csv', 'parquet', got 'xlsx'"):
+        comparison.report(tmp_path, format="xlsx")  # type: ignore[arg-type]
+
+
+def test_scales_cover_the_values_with_readable_ink(comparison: Comparison) -> None:
+    scale = scale_of(comparison, "lfm")
+    assert scale.low <= float(comparison.matrix("lfm").min())
+    assert Scale(0.0, 0.1).color(0.0) == "#440154"
+    assert Scale(0.0, 0.1).color(1.0) == "#fde725"
+    assert (Scale(0.0, 0.1).ink(0.0), Scale(0.0, 0.1).ink(1.0)) == ("#fff", "#000")
+    assert len(set(line_colors(7))) == 7
+    assert len(set(line_colors(20))) == 20
+
+
+def test_the_summary_fits_a_screen_and_takes_names_literally(
+    comparison: Comparison, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(comparison, ["out/report.html"])
+    shown = capsys.readouterr().out
+    assert "[red]broken[/red]" in shown
+    assert "out/report.html" in shown
+    matching = comparison.layer_matching("heat")
+    assert matching is not None
+    assert f"{round(4 * matching.accuracy)} of 4: {matching.accuracy:.0%}" in shown
+    assert len(shown.splitlines()) < 40
+    content = as_json(comparison)
+    assert content["measures"]["heat"]["layer_matching"]["accuracy"] == matching.accuracy
+    assert content["failures"][0]["checkpoint"] == "[red]broken[/red]"

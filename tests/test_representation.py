@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lfm_torch.representation import extract
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)), nn.ReLU(inplace=True)])
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(3, 2)
+        self.unused = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.drop(x.mean((2, 3))))
+
+
+@pytest.fixture
+def network() -> Network:
+    model = Network()
+    # a mixed state: what comes back must be exactly this, not just .train()
+    model.train()
+    model.layers[0][1].eval()
+    return model
+
+
+IMAGES = torch.randn(10, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+class Odd(nn.Module):
+    """Returns its input wrapped, transposed or spoilt."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+        self.inner = nn.Identity()
+        self.outer = Wrapped(change)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.outer(self.inner(x))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(x)
+
+
+def test_values_are_those_of_the_forward_pass(network: Network) -> None:
+    found = extract(network, IMAGES, layers=["layers.0", "head"], batch_size=3)
+    network.eval()
+    first = network.layers[0](IMAGES)
+    torch.testing.assert_close(found["layers.0"], first.mean((2, 3)))
+    torch.testing.assert_close(found["head"], network(IMAGES))
+    assert not found["head"].requires_grad
+
+
+def test_a_layer_before_an_inplace_one_keeps_its_own_output(network: Network) -> None:
+    for pooling in ("mean", "flatten"):
+        found = extract(network, IMAGES, layers="layers.0", pooling=pooling)["layers.0"]
+        assert bool((found < 0).any())
+
+
+def test_flatten_and_token_pooling() -> None:
+    tokens = torch.randn(4, 5, 6)
+    torch.testing.assert_close(extract(Odd(lambda x: x), tokens, layers="inner")["inner"], tokens.mean(1))
+    flat = extract(Odd(lambda x: x), tokens, layers="inner", pooling="flatten")["inner"]
+    torch.testing.assert_close(flat, tokens.flatten(1))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: (x, None), lambda x: {"a": None, "b": x}, lambda x: [(x,)]])
+def test_the_first_tensor_of_a_container_is_taken(wrap: Any) -> None:
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(extract(Odd(wrap), x, layers="outer")["outer"], x)
+
+
+def test_globs_take_one_part_of_a_name_and_keep_the_order_of_the_model(network: Network) -> None:
+    assert list(extract(network, IMAGES, layers=["head", "layers.*"])) == ["layers.0", "layers.1", "head"]
+    assert list(extract(network, IMAGES, layers="layers.**")) == ["layers.0", "layers.0.0", "layers.0.1", "layers.1"]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dataset", "loader", "array", "double"])
+def test_kinds_of_data(network: Network, kind: str) -> None:
+    labels = torch.zeros(10)
+    data = {
+        "tuple": (IMAGES, labels),
+        "dataset": TensorDataset(IMAGES, labels),
+        "loader": DataLoader(TensorDataset(IMAGES, labels), batch_size=4),
+        "array": IMAGES.numpy(),
+        "double": IMAGES.double(),
+    }[kind]
+    wanted = extract(network, IMAGES, layers="head")["head"]
+    torch.testing.assert_close(extract(network, data, layers="head", batch_size=4)["head"], wanted)
+
+
+def test_batches_that_are_dicts_are_passed_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, *, values: Tensor) -> Tensor:
+            return self.linear(values)
+
+    model, x = Named(), torch.randn(6, 3)
+    loader = DataLoader([{"values": row} for row in x], batch_size=4)
+    torch.testing.assert_close(extract(model, loader, layers="linear")["linear"], model.linear(x).detach())
+
+
+def state_of(model: nn.Module) -> tuple[Any, ...]:
+    return (
+        [module.training for module in model.modules()],
+        [len(module._forward_hooks) for module in model.modules()],
+        {name: value.clone() for name, value in model.state_dict().items()},
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+    )
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_the_model_and_the_generators_are_left_as_they_were(network: Network, breaks: bool) -> None:
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
+            if breaks and index == 7:
+                raise RuntimeError("spoilt sample")
+            return super().__getitem__(index)
+
+    before = state_of(network)
+    loader = DataLoader(Noisy(IMAGES), batch_size=3)
+    if breaks:
+        with pytest.raises(RuntimeError, match="spoilt"):
+            extract(network, loader, layers="head")
+    else:
+        extract(network, loader, layers="head")
+    torch.testing.assert_close(state_of(network), before, rtol=0, atol=0)
+
+
+def test_hooks_are_removed_when_the_forward_pass_breaks() -> None:
+    def spoil(x: Tensor) -> Tensor:
+        raise RuntimeError("broken layer")
+
+    model = Odd(spoil).train()
+    with pytest.raises(RuntimeError, match="broken layer"):
+        extract(model, torch.randn(3, 2), layers=["inner", "outer"])
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+
+
+def test_eval_mode_is_used(network: Network) -> None:
+    once, twice = (extract(network, IMAGES, layers="head")["head"] for _ in range(2))
+    torch.testing.assert_close(once, twice, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ("layer.0", r"got 'layer.0'; did you mean 'layers.0'"),
+        ("nothing*here", "the model has 'layers', 'layers.0'"),
+        ([], "at least one layer, got none"),
+        ("layers", r"'layers', which was not; for a container take its parts, 'layers.\*'"),
+        ("unused", "got 'unused', which was not"),
+    ],
+)
+def test_layers_that_cannot_be_had(network: Network, layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        extract(network, IMAGES, layers=layers)
+
+
+def test_a_layer_that_is_called_twice_is_refused() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.act(x))
+
+    with pytest.raises(ValueError, match="'act', which was called 2 times"):
+        extract(Shared(), torch.randn(3, 2), layers="act")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x / 0, r"output of layer 'outer' must be finite, got (inf|-inf|nan) in row 0"),
+        (lambda x: x.mT, r"'outer' must have one row per sample, \[3, ...\], got \[2, 3\]"),
+        (lambda x: "text", "'outer' must be a tensor or hold one, got str"),
+        (lambda x: x.sum(), r"\[3, ...\], got \[\]"),
+    ],
+)
+def test_outputs_that_are_no_representation(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        extract(Odd(change), torch.randn(3, 2), layers="outer")
+
+
+def test_bad_data_and_models(network: Network) -> None:
+    with pytest.raises(ValueError, match="shuffle=True"):
+        extract(network, DataLoader(TensorDataset(IMAGES), shuffle=True), layers="head")
+    with pytest.raises(ValueError, match="at least one sample"):
+        extract(network, IMAGES[:0], layers="head")
+    with pytest.raises(TypeError, match=r"data must be a tensor.*got str"):
+        extract(network, "images", layers="head")
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got int"):
+        extract(3, IMAGES, layers="head")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pooling must be one of"):
+        extract(network, IMAGES, layers="head", pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device must be one of this machine, got 'xpu:9'"):
+        extract(network, IMAGES, layers="head", device="xpu:9")
+
+
+def test_runs_on_the_device_asked_for_and_comes_back(network: Network, device: torch.device) -> None:
+    wanted = extract(network, IMAGES, layers="head")["head"]
+    found = extract(network, IMAGES, layers="head", device=device)["head"]
+    assert found.device.type == device.type
+    assert next(network.parameters()).device.type == "cpu"
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-5)
