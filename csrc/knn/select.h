@@ -72,15 +72,43 @@ LFM_INLINE void positions_below_body(const Gather& g) {
 }
 LFM_SIMD_DISPATCH(, inline void, positions_below, (const Gather& g), (g))
 
+// Smallest and largest of the values that are below infinity; low > high when there are none.
+struct Range {
+  const float* values;
+  int64_t size;
+  float *low, *high;
+};
+
+template <int kBytes>
+LFM_INLINE void finite_range_body(const Range& r) {
+  constexpr int kLanes = simd::kLanes<float, kBytes>;
+  using V = simd::Vec<float, kLanes>;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  V low = simd::broadcast<V>(kInfinity), high = -low;
+  int64_t i = 0;
+  for (; i + kLanes <= r.size; i += kLanes) {
+    const V v = simd::load<V>(r.values + i);
+    low = v < low ? v : low;
+    high = (v > high) & (v < kInfinity) ? v : high;
+  }
+  *r.low = kInfinity;
+  *r.high = -kInfinity;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    *r.low = std::min(*r.low, low[lane]);
+    *r.high = std::max(*r.high, high[lane]);
+  }
+  for (; i < r.size; ++i) {
+    *r.low = r.values[i] < *r.low ? r.values[i] : *r.low;
+    if (r.values[i] > *r.high && r.values[i] < kInfinity) *r.high = r.values[i];
+  }
+}
+LFM_SIMD_DISPATCH(, inline void, finite_range, (const Range& r), (r))
+
 // A value t, close to the smallest possible, with at least k of the values <= t: bisection, whose passes are vector
 // counts. Infinity when there are fewer than k finite values.
 inline float upper_quantile(const float* values, int64_t size, int64_t k) {
-  float low = std::numeric_limits<float>::infinity(), high = -low;
-  for (int64_t i = 0; i < size; ++i)
-    if (std::isfinite(values[i])) {
-      low = std::min(low, values[i]);
-      high = std::max(high, values[i]);
-    }
+  float low, high;
+  finite_range({values, size, &low, &high});
   int64_t below = 0;
   if (!(low <= high)) return std::numeric_limits<float>::infinity();
   count_below({values, size, high, &below});

@@ -9,6 +9,7 @@ namespace lfm {
 namespace {
 
 constexpr int kChunk = 8;                 // vectors of accumulators
+constexpr int64_t kNarrow = 32;           // columns up to which right x is formed first
 constexpr int64_t kSerialWork = 1 << 15;  // multiply-adds below which threads cost more than they save
 
 template <class T>
@@ -23,6 +24,7 @@ template <class T>
 struct Product {
   Csr<T> graph;
   const T *diagonal, *left, *right, *x, *z;
+  const T* scaled;  // right x, or null: x itself is gathered and scaled edge by edge
   T* y;
   int64_t columns;
   T a, b, c;
@@ -30,7 +32,7 @@ struct Product {
 
 // sum_e weight_e right_j x_j over the edges of row i, for kVectors vectors starting at column `first`; the last vector
 // starts at `last` and may overlap the one before it, so that no column count needs a scalar remainder.
-template <class V, int kVectors, class T>
+template <bool kScaled, class V, int kVectors, class T>
 LFM_INLINE void accumulate(const Product<T>& p, int64_t i, int64_t first, int64_t last, V (&sum)[kVectors]) {
   constexpr int kLanes = sizeof(V) / sizeof(T);
   constexpr int kUnroll =
@@ -40,8 +42,8 @@ LFM_INLINE void accumulate(const Product<T>& p, int64_t i, int64_t first, int64_
   int64_t e = p.graph.rowptr[i];
   const auto add = [&](V(&into)[kVectors], int64_t edge) __attribute__((always_inline)) {
     const int64_t j = p.graph.col[edge];
-    const T w = p.graph.weight[edge] * p.right[j];
-    const T* row = p.x + j * p.columns;
+    const T w = kScaled ? p.graph.weight[edge] : p.graph.weight[edge] * p.right[j];
+    const T* row = (kScaled ? p.scaled : p.x) + j * p.columns;
     for (int v = 0; v < kVectors - 1; ++v) into[v] += w * simd::load<V>(row + first + v * kLanes);
     into[kVectors - 1] += w * simd::load<V>(row + last);
   };
@@ -59,7 +61,11 @@ LFM_INLINE void rows_of(const Product<T>& p, int64_t begin, int64_t end, int64_t
   constexpr int kLanes = sizeof(V) / sizeof(T);
   for (int64_t i = begin; i < end; ++i) {
     V sum[kVectors];
-    accumulate<V, kVectors>(p, i, first, last, sum);
+    if (p.scaled) {
+      accumulate<true, V, kVectors>(p, i, first, last, sum);
+    } else {
+      accumulate<false, V, kVectors>(p, i, first, last, sum);
+    }
     const T own = p.a * p.diagonal[i] + p.b, other = -p.a * p.left[i];
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = i * p.columns + (v == kVectors - 1 ? last : first + v * kLanes);
@@ -201,6 +207,8 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
   }
   check_floating("x", x);
   Tensor y = torch::stable::new_empty(x, x.sizes());
+  const bool narrow = x.size(1) <= kNarrow;
+  Tensor scaled = torch::stable::new_empty(x, {narrow ? rows : 0, x.size(1)});
   if (rows == 0 || x.size(1) == 0) return y;
   dispatch_floating("x", x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -212,11 +220,19 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
                        right.const_data_ptr<T>(),
                        x.const_data_ptr<T>(),
                        z ? z->const_data_ptr<T>() : nullptr,
+                       narrow ? scaled.const_data_ptr<T>() : nullptr,
                        y.mutable_data_ptr<T>(),
                        x.size(1),
                        static_cast<T>(a),
                        static_cast<T>(b),
                        static_cast<T>(c)};
+    if (narrow) {
+      T* into = scaled.mutable_data_ptr<T>();
+      over_rows(graph, p.columns, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t c = 0; c < p.columns; ++c) into[i * p.columns + c] = p.right[i] * p.x[i * p.columns + c];
+      });
+    }
     over_rows(graph, p.columns, [&](int64_t begin, int64_t end) { product_rows(p, begin, end); });
   });
   return y;
