@@ -46,11 +46,12 @@ clean:
 	rm -rf build dist *.egg-info lfm_torch/*.so demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/ready: $(VENV)/torch pyproject.toml setup.py $(NATIVE)
-	$(PIP) --no-build-isolation --no-deps --force-reinstall -e .
+	@echo "building lfm_torch and installing what tests, demo and benchmarks need"
 	$(PIP) --no-build-isolation -e ".[dev]"
 	touch $@
 
 $(VENV)/torch:
+	@echo "preparing $(VENV) with $(TORCH) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
 	echo "$(TORCH)" > $(VENV)/constraints.txt
 	$(PIP) "$(TORCH)" numpy "setuptools>=77" wheel ninja

@@ -45,7 +45,8 @@ def cuda_home():
 
 
 def cuda_library(cpp_extension, home):
-    # CUDAExtension refuses a CPU build of torch; CppExtension compiles .cu files all the same once it knows the toolkit.
+    # CUDAExtension refuses a CPU build of torch; CppExtension compiles .cu files all the same once it knows the
+    # toolkit.
     cpp_extension.CUDA_HOME = str(home)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
     library_dir = next((d for d in (home / "lib64", home / "targets/x86_64-linux/lib") if d.is_dir()), home / "lib")

@@ -60,10 +60,7 @@ def write(name: str, rows: list[dict[str, Any]], *, packages: tuple[str, ...] = 
     """Write ``benchmarks/results/<name>.json`` and print the rows as a table."""
     versions = {"python": platform.python_version()}
     for package in ("lfm-torch", "torch", "numpy", *packages):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
+        versions[package] = _version(package)
     record = {
         "benchmark": name,
         "commit": _commit(),
@@ -85,6 +82,13 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="timed turns after one warm-up")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     return parser.parse_args()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def _synchronize() -> None:

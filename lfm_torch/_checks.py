@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# what wrong input raises: the message alone says it all
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
 def check_points(name: str, x: object) -> Tensor:
@@ -72,6 +74,14 @@ def check_range(name: str, value: int, low: int, high: int, why: str) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be between {low} and {high} ({why}), got {value}")
+
+
+def one_line(error: BaseException, *, typed: bool = False) -> str:
+    """Return an error's message on one line, with its type where that is none of ``USER_ERRORS`` or where ``typed``."""
+    text = " ".join(str(error).split())
+    if text and not typed and isinstance(error, USER_ERRORS):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:

@@ -55,7 +55,7 @@ def _load_library(stem: str, notes: list[str]) -> bool:
         )
         return False
     try:
-        torch.ops.load_library(str(found[-1]))
+        torch.ops.load_library(str(found[-1]))  # type: ignore[no-untyped-call]
     except OSError as error:
         notes.append(f"{stem}: {found[-1].name} does not load: {error}")
         return False

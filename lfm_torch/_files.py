@@ -1,4 +1,4 @@
-"""Records of tensors (Graph, Basis, FunctionalMap) in safetensors files, written so that a crash leaves no half file."""
+"""Records of tensors (Graph, Basis, FunctionalMap) in safetensors files; a crash while writing leaves no half file."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from lfm_torch import _checks
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 
 
@@ -44,7 +44,7 @@ def load_array(path: str | Path) -> Tensor:
     file, name = _split_name(str(path))
     check_file(file, ARRAY_SUFFIXES)
     if file.suffix in (".npy", ".npz"):
-        return _as_tensor(path, _pick(path, _read_numpy(file), name))
+        return _as_tensor(path, _read_numpy(path, file, name))
     return _as_tensor(path, _pick(path, read_tensors(file), name))
 
 
@@ -78,8 +78,7 @@ def read_tensors(path: str | Path, *, unsafe_pickle: bool = False) -> Any:
         if not unsafe_pickle and (zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80"):
             raise ValueError(_refusal(path, str(error))) from None
         raise _unreadable(path, error) from error
-    # a damaged file trips the reader in many ways: EOFError, KeyError, RuntimeError, struct.error, UnicodeDecodeError
-    # ...
+    # a damaged file trips the reader in many ways: EOFError, KeyError, RuntimeError, struct.error and more
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -123,17 +122,25 @@ def _split_name(path: str) -> tuple[Path, str | None]:
     return Path(path), None
 
 
-def _read_numpy(path: Path) -> Any:
+def _read_numpy(path: str | Path, file: Path, name: str | None) -> Any:
+    with _reading_numbers(file):
+        loaded = np.load(file, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return _pick(path, loaded, name)
+    with loaded:
+        # only the chosen entry is read: what stands beside it may be large, or no numbers at all
+        entry = _pick(path, {entry: entry for entry in loaded.files}, name)
+        with _reading_numbers(file):
+            return loaded[entry]
+
+
+@contextmanager
+def _reading_numbers(file: Path) -> Iterator[None]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        yield
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         advice = "; it holds Python objects, which are never loaded" if "allow_pickle" in str(error) else ""
-        got = error or "an empty file"
-        raise ValueError(f"{path} must be a readable array of numbers, got: {got}{advice}") from error
+        raise ValueError(f"{file} must be a readable array of numbers, got: {error}{advice}") from error
 
 
 def _pick(path: str | Path, content: Any, name: str | None) -> Any:

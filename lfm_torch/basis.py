@@ -81,14 +81,14 @@ class Basis:
         """Functions ``Phi c`` of coefficients ``[..., m, p]``: ``[..., n, p]``."""
         return self.evecs @ coefficients
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Basis:
-        """Move to a device and/or cast eigenpairs to a dtype."""
-        evecs = self.evecs.to(*args)
+    def to(self, target: torch.device | torch.dtype | str) -> Basis:
+        """Move to a device (a str names one), or cast the eigenpairs to a dtype."""
+        evecs = self.evecs.to(target)
         return replace(
             self,
-            evals=self.evals.to(*args),
+            evals=self.evals.to(target),
             evecs=evecs,
-            residuals=self.residuals.to(*args),
+            residuals=self.residuals.to(target),
             converged=self.converged.to(evecs.device),
             n_components=self.n_components.to(evecs.device),
         )
@@ -124,17 +124,18 @@ def spectral_basis(
 ) -> Basis:
     """Compute the ``n_basis`` smallest eigenpairs of the graph's Laplacian, ``L phi_i = lambda_i phi_i``.
 
-    The eigenvectors of eigenvalue 0 are known (one per connected component, ``D^{1/2} 1`` on it) and set exactly; the solver
-    works in their complement, so disconnected graphs come out right. Eigenvectors are orthonormal; inside a repeated
-    eigenvalue the choice of basis is arbitrary but reproducible.
+    The eigenvectors of eigenvalue 0 are known (one per connected component, ``D^{1/2} 1`` on it) and set exactly; the
+    solver works in their complement, so disconnected graphs come out right. Eigenvectors are orthonormal; inside a
+    repeated eigenvalue the choice of basis is arbitrary but reproducible. Not differentiable yet: the result is detached,
+    with a warning where a gradient was asked for.
 
     Args:
         graph: A Graph (its symmetric normalised Laplacian is taken) or a Laplacian, "symmetric" or "unnormalized".
         n_basis: Number of pairs, less than the number of points.
-        solver: "lobpcg" (batched, block method with Chebyshev preconditioning), "krylov" (thick-restarted block Lanczos),
-            "dense" (``eigh``), or "auto": dense for small graphs, else the fastest by measurement.
-        tol: Largest residual norm ``|L v - lambda v|`` relative to the bound of the spectrum divided by 2; None for 1e-5 in
-            float32 and 1e-8 in float64.
+        solver: "lobpcg" (batched, block method with Chebyshev preconditioning), "krylov" (thick-restarted block
+            Lanczos), "dense" (``eigh``), or "auto": dense for small graphs, else the fastest by measurement.
+        tol: Largest residual norm ``|L v - lambda v|`` relative to the bound of the spectrum divided by 2; None for
+            1e-5 in float32 and 1e-8 in float64.
         max_iterations: Iterations of the solver before it gives up with a warning; None for the solver's default.
         warm_start: A basis of the same points on a similar graph to start from.
         generator: Source of the random start; None for a fixed seed.
@@ -147,7 +148,7 @@ def spectral_basis(
         ValueError: ``n_basis`` not below the number of points, a random-walk Laplacian, a warm start of another shape.
 
     Warns:
-        LFMWarning: pairs that did not converge, with their number and residual.
+        LFMWarning: pairs that did not converge, with their number and residual; a graph that requires gradients.
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -162,14 +163,21 @@ def spectral_basis(
         raise TypeError(f"graph must be a Graph or a Laplacian, got {type(graph).__name__}")
     if laplacian.normalization == "random_walk":
         raise ValueError(
-            "graph must be a symmetric operator, got the random_walk Laplacian; take the symmetric one: its eigenvalues are "
-            "the same, its eigenvectors times D^{-1/2} those of the random walk"
+            "graph must be a symmetric operator, got the random_walk Laplacian; take the symmetric one: its "
+            "eigenvalues are the same, its eigenvectors times D^{-1/2} those of the random walk"
         )
     n = laplacian.graph.n_nodes
     _checks.check_range("n_basis", n_basis, 1, n - 1, f"less than the {n} points of the graph")
     if warm_start is not None and warm_start.evecs.shape[:-1] != laplacian.shape[:-1]:
         raise ValueError(
             f"warm_start must have evecs of shape {[*laplacian.shape[:-1], 'm']}, got {list(warm_start.evecs.shape)}"
+        )
+    if torch.is_grad_enabled() and laplacian.graph.weight.requires_grad:
+        warnings.warn(
+            "spectral_basis is not differentiable yet: gradients stop here (detach the input, or use torch.no_grad(), to "
+            "say that this is meant)",
+            LFMWarning,
+            stacklevel=2,
         )
     tol = default_tol(laplacian.graph.weight.dtype) if tol is None else tol
     with torch.no_grad():
@@ -178,8 +186,9 @@ def spectral_basis(
         converged = pairs.residuals <= tol * laplacian.upper_bound / 2
         if not bool(converged.all()):
             warnings.warn(
-                f"spectral_basis: {int((~converged).sum())} of {converged.numel()} eigenpairs did not reach tol={tol:g} in "
-                f"{pairs.iterations} iterations of {used}; largest residual {float(pairs.residuals.max()):.2g}",
+                f"spectral_basis: {int((~converged).sum())} of {converged.numel()} eigenpairs did not reach "
+                f"tol={tol:g} in {pairs.iterations} iterations of {used}; largest residual "
+                f"{float(pairs.residuals.max()):.2g}",
                 LFMWarning,
                 stacklevel=2,
             )

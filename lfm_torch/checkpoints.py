@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfm_torch import _checks
 from lfm_torch.arrays import read_tensors
-from lfm_torch.representation import Pooling, activations, move_model, resolve_layers
+from lfm_torch.representation import POOLINGS, Pooling, activations, as_batches, move_model, resolve_layers
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # where training loops put the weights inside a checkpoint
@@ -71,8 +72,8 @@ def find_checkpoints(
         [('epoch=2', 2), ('epoch=10', 10)]
     """
     files = _files_of([paths] if isinstance(paths, (str, Path)) else paths)
-    common = Path(os.path.commonpath([file.parent.absolute() for file in files]))
-    relative = {file: file.absolute().relative_to(common) for file in files}
+    common = Path(os.path.commonpath([_absolute(file).parent for file in files]))
+    relative = {file: _absolute(file).relative_to(common) for file in files}
     short = {file: file_name.with_suffix("").as_posix() for file, file_name in relative.items()}
     if len(set(short.values())) < len(files):
         short = {file: file_name.as_posix() for file, file_name in relative.items()}
@@ -90,7 +91,9 @@ def in_order(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Sort by run (numbers in it by value), then step; a checkpoint without a step ends its run."""
 
     def natural(text: str) -> list[tuple[bool, int, str]]:
-        return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", text)]
+        parts = re.split(r"(\d+)", text)
+        # not isdigit: a superscript is a digit that int() does not read
+        return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
     return sorted(
         checkpoints, key=lambda c: (natural(c.run), c.step is None, -1 if c.step is None else c.step, natural(c.name))
@@ -98,7 +101,7 @@ def in_order(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def _files_of(paths: Sequence[str | Path]) -> list[Path]:
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}
     for path in paths:
         text = str(path)
         if Path(text).is_dir():
@@ -112,10 +115,16 @@ def _files_of(paths: Sequence[str | Path]) -> list[Path]:
             wanted = "a glob that matches files"
         if not matched:
             raise FileNotFoundError(f"checkpoints must be {wanted}, got {text!r}, where there is none")
-        files.update(dict.fromkeys(matched))
+        for file in matched:
+            files.setdefault(_absolute(file), file)
     if not files:
         raise ValueError("checkpoints must name at least one file, got none")
-    return list(files)
+    return list(files.values())
+
+
+def _absolute(path: Path) -> Path:
+    # unlike Path.absolute this takes out "..", so that a file is one file however it is written
+    return Path(os.path.abspath(path))
 
 
 # what a number in a file name counts; the first that is found wins
@@ -125,7 +134,7 @@ _COUNTERS = (
     re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:checkpoint|ckpt)[=_\-]?(\d+)", re.IGNORECASE),
 )
 # metrics that Lightning writes behind the epoch: val_loss=0.31
-_METRIC = re.compile(r"[-_]?[a-zA-Z][\w/]*=-?\d+\.\d+(?:e-?\d+)?", re.IGNORECASE)
+_METRIC = re.compile(r"[-_]?[a-zA-Z]\w*=-?\d+\.\d+(?:e-?\d+)?", re.IGNORECASE)
 _VERSION = re.compile(r"-v\d+$")
 _LAST = ("last", "final")
 
@@ -147,7 +156,7 @@ def parse_name(name: str, *, root: str = "") -> tuple[str, int | None]:
     rest = re.sub(r"[-_=.]{2,}", "-", rest).strip("-_=. ")
     if step is None and rest.lower() in _LAST:
         rest = ""
-    if step is None and rest.isdigit():
+    if step is None and rest.isdecimal():
         step, rest = int(rest), ""
     return "/".join(part for part in (directory, rest) if part) or root or "run", step
 
@@ -168,7 +177,7 @@ def _matched(pattern: re.Pattern[str], file: Path, run: str, step: int | None) -
         raise ValueError(f"pattern must match every checkpoint, got {pattern.pattern!r} against {file.as_posix()}")
     groups = match.groupdict()
     if "step" in groups:
-        if not (groups["step"] or "").isdigit():
+        if not (groups["step"] or "").isdecimal():
             raise ValueError(f"pattern must give a number for step, got {groups['step']!r} from {file.as_posix()}")
         step = int(groups["step"])
     return groups.get("run") or run, step
@@ -290,8 +299,8 @@ class Checkpoints(Mapping[str, dict[str, Tensor]]):
         unsafe_pickle: Allow checkpoints that execute code when loaded.
 
     Raises:
-        TypeError: ``model`` does not give a module.
-        ValueError: a layer that the model does not have.
+        TypeError: ``model`` does not give a module, data of the wrong kind.
+        ValueError: a layer that the model does not have, an unknown pooling, data that :func:`extract` refuses.
 
     Example:
         >>> import tempfile, torch
@@ -320,6 +329,9 @@ class Checkpoints(Mapping[str, dict[str, Tensor]]):
         self._by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
         self.model = _made(model)
         self.layers = resolve_layers(self.model, layers)
+        # what is wrong for every checkpoint is said once, before the first is read
+        _checks.check_choice("pooling", pooling, POOLINGS)
+        as_batches(data, batch_size)
         self.data, self.pooling, self.batch_size = data, pooling, batch_size
         self.unsafe_pickle = unsafe_pickle
         if device is not None:

@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
+        # a reader that has gone is met here, not by the interpreter at exit
+        print(end="", flush=True)
     except KeyboardInterrupt:
         print("lfm-torch: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -56,16 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        print(f"lfm-torch: error: {_message(error)}", file=sys.stderr)
+        hint = "" if isinstance(error, _checks.USER_ERRORS) else " (--debug shows where)"
+        print(f"lfm-torch: error: {_checks.one_line(error)}{hint}", file=sys.stderr)
         return FAILED
     return status
-
-
-def _message(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, (ValueError, TypeError, OSError, ImportError)) and text:
-        return text
-    return f"{type(error).__name__}: {text or 'no message'} (--debug shows where)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,8 +182,7 @@ def _compared(
     from lfm_torch.report import write_report
 
     directory: Path = arguments.out
-    # what cannot be written to is said before the work, not after it
-    directory.mkdir(parents=True, exist_ok=True)
+    _make_writable(directory)
     comparison = _quietly_compare(arguments, checkpoints)
     comparison = dataclasses.replace(comparison, settings={**comparison.settings, **source})
     page = write_report(comparison, directory, format=arguments.format)
@@ -201,6 +197,17 @@ def _compared(
     for failure in comparison.failures if arguments.json or arguments.quiet else ():
         print(f"lfm-torch: warning: not compared: {failure}", file=sys.stderr)
     return PARTIAL if comparison.failures else OK
+
+
+def _make_writable(directory: Path) -> None:
+    """Make the directory and try to write there: what cannot be written to is said before the work, not after it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        got = f"{str(directory)!r}: {error.strerror}"
+        raise ValueError(f"--out must be a place that can be written to, got {got}") from error
 
 
 def _quietly_compare(arguments: argparse.Namespace, representations: Any) -> Comparison:
@@ -239,7 +246,8 @@ def _similarity(arguments: argparse.Namespace) -> int:
     points = {}
     for name in (arguments.x, arguments.y):
         x = load_array(name)
-        points[name] = _checks.check_points(name, x if x.is_floating_point() else x.float())
+        real = x if x.is_floating_point() or x.is_complex() else x.float()
+        points[name] = _checks.check_points(name, real)
         if x.dim() != 2:
             raise ValueError(f"{name} must have shape [n, d], got {list(x.shape)}")
     rows = [len(x) for x in points.values()]
@@ -248,8 +256,6 @@ def _similarity(arguments: argparse.Namespace) -> int:
     if rows[0] != rows[1]:
         raise ValueError(f"{arguments.y} must have the rows of {arguments.x}, {rows[0]}, got {rows[1]}")
     comparison = _quietly_compare(arguments, points)
-    if comparison.failures:
-        raise ValueError(str(comparison.failures[0]))
     values = {
         name: {
             "similarity": float(comparison.matrix(name)[0, 1]),
@@ -281,10 +287,10 @@ def _extract(arguments: argparse.Namespace) -> int:
     )
     if len(checkpoints) != 1:
         raise ValueError(f"CKPT must be one checkpoint, got {len(checkpoints)} under {arguments.checkpoint!r}")
+    _make_writable(arguments.out.parent)
     found = {name: x.cpu() for name, x in next(iter(checkpoints.values())).items()}
     for name, x in found.items():
         _checks.check_finite(f"the output of layer {name!r}", x)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     _files.write_atomically(arguments.out, _serialized(found, suffix))
     shapes = {name: list(x.shape) for name, x in found.items()}
     if arguments.json:
@@ -344,6 +350,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     defaults = _parser().parse_args(["compare", "checkpoints", "--model", "m", "--data", "d"])
     arguments = argparse.Namespace(**{**vars(defaults), **vars(arguments)})
     _check_packages(arguments)
+    _make_writable(arguments.out)
     saved = arguments.out / "checkpoints"
     with terminal.ProgressBars(quiet=arguments.quiet or arguments.json) as bars:
         accuracy = demo.train(saved, progress=bars)
@@ -361,8 +368,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _model(arguments: argparse.Namespace) -> torch.nn.Module:
-    factory = load_object(arguments.model)
-    model = factory if isinstance(factory, torch.nn.Module) else factory()
+    found = load_object(arguments.model)
+    model = found if isinstance(found, torch.nn.Module) else _called(arguments.model, found)
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"--model must make a torch.nn.Module, got {type(model).__name__} from {arguments.model}")
     if not arguments.layers:
@@ -370,6 +377,14 @@ def _model(arguments: argparse.Namespace) -> torch.nn.Module:
         shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
         raise ValueError(f"--layers must name layers or globs of them; the model has {shown or 'no submodules'}")
     return model
+
+
+def _called(spec: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        got = _checks.one_line(error, typed=True)
+        raise ValueError(f"{spec} must run without an error, got {got} (--debug shows where)") from error
 
 
 def load_object(spec: str) -> Any:
@@ -387,8 +402,10 @@ def load_object(spec: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ImportError(f"{spec!r} must name a module that imports: {error}") from error
+    # SystemExit: a script that reads its own command line where it is imported
+    except (Exception, SystemExit) as error:
+        got = _checks.one_line(error, typed=True)
+        raise ImportError(f"{spec!r} must name a module that imports, got {got}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{spec!r} must name something in {module_name}{_checks.did_you_mean(part, dir(found))}")
@@ -411,7 +428,7 @@ def load_data(spec: str) -> Any:
         return load_array(spec)
     if ":" in spec:
         found = load_object(spec)
-        return found() if callable(found) else found
+        return _called(spec, found) if callable(found) else found
     raise ValueError(f"--data must be 'digits', a file ({', '.join(ARRAY_SUFFIXES)}) or module:function, got {spec!r}")
 
 

@@ -19,7 +19,7 @@ from lfm_torch.checkpoints import Checkpoint, Checkpoints, in_order, parse_name
 from lfm_torch.comparison import Comparison, Failure, Item
 from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.graph import Metric, Weights, build_graph, default_n_neighbors
-from lfm_torch.pipeline import MAP_MEASURES, MEASURES, POINT_MEASURES, representation_basis
+from lfm_torch.pipeline import MAP_MEASURES, POINT_MEASURES, check_measures, representation_basis
 
 Progress = Callable[[str, int, int], None]
 SINGLE_LAYER = "representation"
@@ -59,8 +59,9 @@ def compare(
         Comparison. A network or layer that cannot be read or compared is listed in its ``failures``; the rest goes on.
 
     Raises:
-        TypeError: no mapping.
-        ValueError: settings that do not fit the samples, an unknown measure, fewer than two representations left.
+        TypeError: no mapping, or one with names that are no strings.
+        ValueError: settings that do not fit the samples, an unknown measure, a run of an unknown network, fewer than
+            two representations left.
 
     Warns:
         LFMWarning: something could not be compared.
@@ -75,8 +76,9 @@ def compare(
         1.0
     """
     started = time.perf_counter()
+    check_measures(measures)
     settings = Settings(tuple(measures), n_neighbors, n_basis, metric, weights)
-    _check_settings(representations, settings)
+    _check_settings(representations, settings, runs)
     tell = progress or (lambda stage, done, total: None)
     reduced, failures = _reduce_all(representations, settings, tell)
     if len(reduced) < 2:
@@ -131,6 +133,8 @@ class Settings:
 
     def check_against(self, n: int) -> None:
         """Raise ValueError where ``n`` samples are too few."""
+        if n < 2:
+            raise ValueError(f"representations must have at least 2 rows, got {n}")
         if self.map_measures:
             _checks.check_range("n_basis", self.n_basis, 1, n - 1, f"less than the {n} samples")
             if self.n_neighbors is not None:
@@ -148,7 +152,7 @@ class _Reduced:
     points: Tensor
 
 
-def _check_settings(representations: object, settings: Settings) -> None:
+def _check_settings(representations: object, settings: Settings, runs: Mapping[str, Any] | None) -> None:
     if not isinstance(representations, Mapping):
         raise TypeError(
             "representations must be a mapping {network: {layer: tensor}} or Checkpoints, got "
@@ -156,12 +160,17 @@ def _check_settings(representations: object, settings: Settings) -> None:
         )
     if not representations:
         raise ValueError("representations must hold at least two representations, got none")
-    if not settings.measures:
-        raise ValueError("measures must name at least one measure, got none")
-    for name in settings.measures:
-        _checks.check_choice("measures", name, MEASURES)
+    for name in representations:
+        _check_name("representations", name)
+    for name in runs or ():
+        _checks.check_choice("runs", name, representations)
     # settings are the caller's, not a checkpoint's: what the graph refuses whatever the points is refused here, once
     build_graph(torch.eye(3), n_neighbors=1, metric=settings.metric, weights=settings.weights)
+
+
+def _check_name(argument: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must have strings as names, got {name!r}")
 
 
 def _reduce_all(
@@ -176,20 +185,23 @@ def _reduce_all(
             found = representations[name]
         # isolation: whatever is wrong with one checkpoint is said in the report, and the others are compared
         except Exception as error:
-            failures.append(Failure(name, None, _reason(error)))
+            failures.append(Failure(name, None, _checks.one_line(error)))
             found = {}
-        for layer, x in (found if isinstance(found, Mapping) else {SINGLE_LAYER: found}).items():
+        layers = found if isinstance(found, Mapping) else {SINGLE_LAYER: found}
+        for layer, x in layers.items():
+            _check_name(f"representations[{name!r}]", layer)
+            failing = layer if layers is found else None
             try:
                 x = _checked(x, reduced[0] if reduced else None)
             except (TypeError, ValueError) as error:
-                failures.append(Failure(name, layer, _reason(error)))
+                failures.append(Failure(name, failing, _checks.one_line(error)))
                 continue
             if not reduced:
                 settings.check_against(len(x))
             try:
                 reduced.append(_reduce(name, layer, x, settings))
             except (TypeError, ValueError, RuntimeError) as error:
-                failures.append(Failure(name, layer, _reason(error)))
+                failures.append(Failure(name, failing, _checks.one_line(error)))
         progress("representations", done, len(representations))
     return reduced, failures
 
@@ -221,11 +233,6 @@ def _reduce(name: str, layer: str, x: Tensor, settings: Settings) -> _Reduced:
     )
     item = Item(name, layer, int(basis.n_components), int((~basis.converged).sum()))
     return _Reduced(item, len(x), basis.evals, basis.evecs.mT.contiguous(), points)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, (ValueError, TypeError, OSError)) and text else f"{type(error).__name__}: {text}"
 
 
 def _checkpoints_of(

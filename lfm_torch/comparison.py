@@ -42,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be compared, and why; ``layer`` is None where the whole checkpoint failed."""
+    """What could not be compared, and why; ``layer`` is None where a network failed as a whole or has only one."""
 
     checkpoint: str
     layer: str | None
@@ -167,9 +167,10 @@ class Comparison:
         """
         if layer is not None:
             _checks.check_choice("layer", layer, self.layers)
-        names = [checkpoint.name for checkpoint in self.checkpoints]
-        chosen = self.layers if layer is None else (layer,)
-        parts = [self._block(measure, *([[(name, part) for name in names]] * 2)) for part in chosen]
+        parts = []
+        for part in self.layers if layer is None else (layer,):
+            keys = [(checkpoint.name, part) for checkpoint in self.checkpoints]
+            parts.append(self._block(measure, keys, keys))
         return torch.stack(parts).nanmean(0)
 
     def between_layers(self, measure: str, *, checkpoints: Sequence[str] | None = None) -> Tensor:
@@ -192,8 +193,8 @@ class Comparison:
         for a in names:
             for b in names:
                 if a != b or len(names) == 1:
-                    pairs = ([(name, layer) for layer in self.layers] for name in (a, b))
-                    yield a, b, self._block(measure, *pairs)
+                    rows, columns = ([(name, layer) for layer in self.layers] for name in (a, b))
+                    yield a, b, self._block(measure, rows, columns)
 
     def compared(self, checkpoints: Sequence[str] | None = None) -> list[str]:
         """Return the names of the checkpoints whose layers are compared, by default as :meth:`between_layers` says."""
@@ -325,7 +326,8 @@ class Comparison:
 
 
 def _rounded(matrix: Tensor) -> list[list[float]]:
-    # float32 as Python floats would show digits that it does not have; nine bring every one of its values back
+    values: list[list[float]] = matrix.tolist()
     if matrix.dtype != torch.float32:
-        return [[float(value) for value in row] for row in matrix]
-    return [[float(f"{value:.9g}") for value in row] for row in matrix.tolist()]
+        return values
+    # float32 as Python floats would show digits that it does not have; nine bring every one of its values back
+    return [[float(f"{value:.9g}") for value in row] for row in values]

@@ -40,9 +40,9 @@ class FunctionalMap:
         """Carry functions on x to functions on y: ``Phi_y C Phi_x^T f``, ``[..., n_x, p] -> [..., n_y, p]``."""
         return basis_y.reconstruct(self.C @ basis_x.project(f))
 
-    def to(self, *args: torch.device | torch.dtype | str) -> FunctionalMap:
-        """Move to a device and/or cast to a dtype."""
-        return replace(self, C=self.C.to(*args), evals_x=self.evals_x.to(*args), evals_y=self.evals_y.to(*args))
+    def to(self, target: torch.device | torch.dtype | str) -> FunctionalMap:
+        """Move to a device (a str names one), or cast to a dtype."""
+        return replace(self, C=self.C.to(target), evals_x=self.evals_x.to(target), evals_y=self.evals_y.to(target))
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
@@ -63,7 +63,8 @@ def paired_map(basis_x: Basis, basis_y: Basis) -> FunctionalMap:
 
     Args:
         basis_x: Basis of x, ``evecs [..., n, m_x]``.
-        basis_y: Basis of y over the same samples in the same order, ``evecs [..., n, m_y]``; batch dimensions broadcast.
+        basis_y: Basis of y over the same samples in the same order, ``evecs [..., n, m_y]``; batch dimensions
+            broadcast.
 
     Raises:
         ValueError: different numbers of samples.
@@ -78,7 +79,7 @@ def paired_map(basis_x: Basis, basis_y: Basis) -> FunctionalMap:
     """
     if basis_x.n != basis_y.n:
         raise ValueError(
-            f"basis_y must be over the same samples as basis_x, {basis_x.n} rows, got {basis_y.n}; for unpaired spaces solve "
-            "for a functional map from descriptors"
+            f"basis_y must be over the same samples as basis_x, {basis_x.n} rows, got {basis_y.n}; for unpaired spaces "
+            "solve for a functional map from descriptors"
         )
     return FunctionalMap(basis_y.evecs.mT @ basis_x.evecs, basis_x.evals, basis_y.evals)

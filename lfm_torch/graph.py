@@ -1,4 +1,4 @@
-"""Neighbours, edge weights and the Laplacian: from points ``[..., n, d]`` to an operator on functions ``[..., n, m]``."""
+"""Neighbours, edge weights and Laplacian: from points ``[..., n, d]`` to an operator on functions ``[..., n, m]``."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def knn(
 ) -> Neighbors:
     """Find the exact k nearest neighbours of every row of ``x`` among the rows of ``y`` (or of ``x`` itself).
 
-    Distances: euclidean ``|a - b|``; angular ``|a/|a| - b/|b||``, the chord; cosine ``1 - cos(a, b)``; inner_product returns
-    ``<a, b>``, largest first. Each is evaluated in float64 and rounded to the input's dtype; rows are sorted by the rounded
-    value, ties by the smaller index, so the result does not depend on device, threads or run. Differentiable in ``x`` and
-    ``y`` through the distances, the choice of neighbours held fixed.
+    Distances: euclidean ``|a - b|``; angular ``|a/|a| - b/|b||``, the chord; cosine ``1 - cos(a, b)``; inner_product
+    returns ``<a, b>``, largest first. Each is evaluated in float64 and rounded to the input's dtype; rows are sorted by
+    the rounded value, ties by the smaller index, so the result does not depend on device, threads or run.
+    Differentiable in ``x`` and ``y`` through the distances, the choice of neighbours held fixed.
 
     Args:
         x: Queries ``[..., n, d]``, any floating dtype (half types are searched and returned in float32).
-        y: Database ``[..., m, d]`` with the batch dimensions of ``x``; None searches ``x`` in itself, and a point is then
-            never its own neighbour (by identity: duplicates of it are).
+        y: Database ``[..., m, d]`` with the batch dimensions of ``x``; None searches ``x`` in itself, and a point is
+            then never its own neighbour (by identity: duplicates of it are).
         n_neighbors: Number of neighbours, at most ``m`` (``n - 1`` without ``y``).
         metric: "euclidean", "cosine", "angular" or "inner_product".
         backend: "native" compiled kernels, "reference" the pure PyTorch twin, "auto" the kernels where they are loaded.
@@ -69,7 +69,8 @@ def knn(
 
     Raises:
         TypeError: not a floating-point tensor, or different dtypes.
-        ValueError: wrong shapes, values that are not finite, too many neighbours, a zero row under "cosine" or "angular".
+        ValueError: wrong shapes, values that are not finite, too many neighbours, a zero row under "cosine" or
+            "angular".
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -178,11 +179,6 @@ class Graph:
             f"{str(self.weight.dtype).removeprefix('torch.')}, {self.weight.device})"
         )
 
-    @property
-    def n_graphs(self) -> int:
-        """Number of graphs in the batch."""
-        return math.prod(self.batch_shape)
-
     @functools.cached_property
     def degree(self) -> Tensor:
         """Sum of the weights at each node, ``[..., n]``."""
@@ -214,9 +210,9 @@ class Graph:
         """Return the Laplacian as an operator: see :class:`Laplacian`."""
         return Laplacian(self, normalization)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Graph:
-        """Move to a device and/or cast the weights to a dtype."""
-        weight = self.weight.to(*args)
+    def to(self, target: torch.device | torch.dtype | str) -> Graph:
+        """Move to a device (a str names one), or cast the weights to a dtype."""
+        weight = self.weight.to(target)
         device = weight.device
         return replace(self, rowptr=self.rowptr.to(device), col=self.col.to(device), weight=weight)
 
@@ -262,13 +258,14 @@ def build_graph(
     Directed weights with ``d_ij`` the distance and ``d_k(i)`` the distance from i to its last neighbour:
 
     - "gaussian": ``exp(-4 d_ij^2 / d_k(i)^2)``, the default;
-    - "self_tuning": ``exp(-d_ij^2 / (s_i s_j))``, ``s_i`` the distance to the seventh neighbour (or the last, if fewer);
-    - "binary": 1; "inverse_distance": ``1 / d_ij``; "distance": ``d_ij``, which gives FAR neighbours the larger weight and exists
-      to reproduce published numbers only.
+    - "self_tuning": ``exp(-d_ij^2 / (s_i s_j))``, ``s_i`` the distance to the seventh neighbour (or the last, if
+      fewer);
+    - "binary": 1; "inverse_distance": ``1 / d_ij``; "distance": ``d_ij``, which gives FAR neighbours the larger weight
+      and exists to reproduce published numbers only.
 
-    Then "mean" ``(W + W^T) / 2``, "union" ``max(W, W^T)`` or "mutual" ``min(W, W^T)``. Duplicated points never give inf or
-    NaN: where ``d_k(i) = 0`` the gaussian weight is 1, and an inverse distance is capped at the inverse of ``1e-6`` times
-    the row's largest distance. Differentiable in ``x`` through the distances, the edges held fixed.
+    Then "mean" ``(W + W^T) / 2``, "union" ``max(W, W^T)`` or "mutual" ``min(W, W^T)``. Duplicated points never give inf
+    or NaN: where ``d_k(i) = 0`` the gaussian weight is 1, and an inverse distance is capped at the inverse of ``1e-6``
+    times the row's largest distance. Differentiable in ``x`` through the distances, the edges held fixed.
 
     Args:
         x: Points ``[..., n, d]``; leading dimensions are a batch of graphs.
@@ -335,8 +332,8 @@ class Laplacian:
     - "random_walk": ``L = I - D^{-1} W``, the same spectrum, not symmetric;
     - "unnormalized": ``L = D - W``.
 
-    A node without edges has a zero row, so the multiplicity of eigenvalue 0 is the number of components. Differentiable in
-    the functions and in the edge weights (through the degrees as well).
+    A node without edges has a zero row, so the multiplicity of eigenvalue 0 is the number of components. Differentiable
+    in the functions and in the edge weights (through the degrees as well).
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -388,7 +385,9 @@ class Laplacian:
         Args:
             x: Functions ``[..., n, m]``.
             z: None or functions of the same shape.
-            a, b, c: Coefficients.
+            a: Coefficient of ``L x``.
+            b: Coefficient of ``x``.
+            c: Coefficient of ``z``.
 
         Raises:
             TypeError: ``x`` has another dtype than the weights.
@@ -410,8 +409,8 @@ class Laplacian:
     def null_space(self, max_vectors: int) -> Tensor:
         """Orthonormal eigenvectors of eigenvalue 0, one per component: ``[..., n, c]``, c at most ``max_vectors``.
 
-        ``D^{1/2} 1`` on a component, normalised (unnormalized: the constant). In a batch c is that of the graph with the most
-        components; the others have zero columns at the end.
+        ``D^{1/2} 1`` on a component, normalised (unnormalized: the constant). In a batch c is that of the graph with
+        the most components; the others have zero columns at the end.
 
         Raises:
             ValueError: for the random-walk Laplacian, which is not symmetric.
@@ -446,7 +445,7 @@ class Laplacian:
         return (diags(diagonal) - diags(left) @ self.graph.to_scipy() @ diags(right)).tocsr()
 
     def to_torch_csr(self) -> Tensor:
-        """Return a torch sparse CSR tensor (block diagonal for a batch); on the CPU this goes through SciPy."""
+        """Return a torch sparse CSR tensor without gradient (block diagonal for a batch), built on the CPU by SciPy."""
         matrix = self.to_scipy()
         parts = (
             torch.from_numpy(matrix.indptr).long(),

@@ -25,6 +25,16 @@ POINT_MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"linear_cka": l
 MEASURES = (*MAP_MEASURES, *POINT_MEASURES)
 
 
+def check_measures(measures: Sequence[str]) -> None:
+    """Raise ValueError unless ``measures`` are names of measures, at least one."""
+    if isinstance(measures, str):
+        raise ValueError(f"measures must be a sequence of names, got the string {measures!r}; write [{measures!r}]")
+    if not measures:
+        raise ValueError("measures must name at least one measure, got none")
+    for name in measures:
+        _checks.check_choice("measures", name, MEASURES)
+
+
 def representation_basis(
     x: Tensor,
     *,
@@ -33,7 +43,14 @@ def representation_basis(
     metric: Metric = "angular",
     weights: Weights = "gaussian",
 ) -> Basis:
-    """Graph and basis of a representation ``x [..., n, d]``: what every comparison needs once per representation."""
+    """Graph and basis of a representation ``x [..., n, d]``: what every comparison needs once per representation.
+
+    Raises:
+        ValueError: rows that are all equal, and what :func:`build_graph` and :func:`spectral_basis` refuse.
+    """
+    # their neighbours would be arbitrary: numbers would come out, about nothing
+    if bool((x == x[..., :1, :]).all(-1).all(-1).any()):
+        raise ValueError("x must have rows that differ, got equal ones throughout (a collapsed representation)")
     graph = build_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
     return spectral_basis(graph, n_basis=n_basis)
 
@@ -63,9 +80,9 @@ def similarity(
         The measures by name, each ``[...]``.
 
     Raises:
-        TypeError: not floating-point tensors.
-        ValueError: shapes that do not pair, an unknown measure, values that are not finite, and what :func:`build_graph` and
-            :func:`spectral_basis` refuse.
+        TypeError: not floating-point tensors, or different dtypes.
+        ValueError: shapes or devices that do not pair, an unknown measure, values that are not finite, and what
+            :func:`build_graph` and :func:`spectral_basis` refuse.
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -75,12 +92,13 @@ def similarity(
         >>> {name: round(float(value), 3) for name, value in scores.items()}
         {'lfm': 1.0, 'overlap': 1.0, 'heat': 1.0}
     """
-    for name in measures:
-        _checks.check_choice("measures", name, MEASURES)
+    check_measures(measures)
     x, y = _checks.check_points("x", x), _checks.check_points("y", y)
+    _checks.check_same_device_dtype("x", x, "y", y)
     if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(
-            f"y must have the rows of x, shape {[*x.shape[:-1], 'd']} (row i of both from the same input), got {list(y.shape)}"
+            f"y must have the rows of x, shape {[*x.shape[:-1], 'd']} (row i of both from the same input), "
+            f"got {list(y.shape)}"
         )
     scores: dict[str, Tensor] = {}
     if any(name in MAP_MEASURES for name in measures):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lfm_torch import _checks
 
 Pooling = Literal["mean", "flatten"]
 POOLINGS = ("mean", "flatten")
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def extract(
@@ -41,8 +42,9 @@ def extract(
             weights.
         layers: Names as in ``model.named_modules()``, or globs: ``*`` stands for one part of a dotted name ("layers.*"
             for the blocks, not what is inside them), ``**`` for any number of parts. The order of the model is kept.
-        pooling: Features of a sample: "mean" over space (``[n, c, h, w] -> [n, c]``) or tokens (``[n, t, c] -> [n,
-            c]``), or "flatten". Outputs ``[n, d]`` stay as they are.
+        pooling: Features of a sample: "mean" over space (``[n, c, h, w] -> [n, c]``) or tokens
+            (``[n, t, c] -> [n, c]``), or "flatten". Outputs ``[n, d]`` stay as they are. Three dimensions are always
+            read as tokens: take "flatten" for a Conv1d, whose output is ``[n, c, t]``.
         batch_size: Samples per forward pass, for data that is not a DataLoader.
         device: Where to run; None for the device of the model.
 
@@ -88,7 +90,8 @@ def activations(
         stack.enter_context(_random_state_kept())
         stack.enter_context(_evaluating(model))
         place = stack.enter_context(_placed(model, device))
-        for inputs in _batches(data, batch_size):
+        for batch in as_batches(data, batch_size):
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
             for name, x in _forward(model, _moved(inputs, place, model), names, pooling).items():
                 collected[name].append(x)
     if not collected[names[0]]:
@@ -155,13 +158,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _placed(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    home = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    if device is None or devices <= {torch.device(device)}:
-        yield home if device is None else torch.device(device)
+    devices = _devices(model)
+    home = devices[0] if devices else torch.device("cpu")
+    if device is None:
+        yield home
         return
     if len(devices) > 1:
-        raise ValueError(f"device must be None for a model spread over {sorted(map(str, devices))}, got {device}")
+        raise ValueError(f"device must be None for a model spread over {', '.join(map(str, devices))}, got {device}")
     try:
         yield move_model(model, device)
     finally:
@@ -180,13 +183,17 @@ def move_model(model: nn.Module, device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device must be one of this machine, got '{device}': {reason}") from error
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device(device))
+    return next(iter(_devices(model)), torch.device(device))
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    return list(dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers())))
 
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    # a DataLoader draws a seed for its workers, and a data set may augment: none of it may move the training's
-    # generators
+    # a DataLoader draws a seed for its workers, and a data set may augment: none of it may move the generators of a
+    # training that goes on
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global state is what must be kept)
     try:
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
@@ -197,7 +204,13 @@ def _random_state_kept() -> Iterator[None]:
         np.random.set_state(legacy)  # noqa: NPY002
 
 
-def _batches(data: Any, batch_size: int) -> Iterator[Any]:
+def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
+    """Return probe inputs batch by batch; that the data is of the wrong kind is said now, not when they are read.
+
+    Raises:
+        TypeError: none of the kinds that :func:`extract` takes.
+        ValueError: no samples, an order that is drawn, a batch size that is no positive int.
+    """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     if isinstance(data, (tuple, list)) and data and isinstance(data[0], (Tensor, np.ndarray)):
@@ -207,21 +220,21 @@ def _batches(data: Any, batch_size: int) -> Iterator[Any]:
     if isinstance(data, Tensor):
         if data.dim() < 1 or len(data) == 0:
             raise ValueError(f"data must have shape [n, ...] with at least one sample, got {list(data.shape)}")
-        yield from torch.split(data, batch_size)
-        return
+        return torch.split(data, batch_size)
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=batch_size)
     if not isinstance(data, DataLoader):
         raise TypeError(
             f"data must be a tensor, a tuple (inputs, ...), a Dataset or a DataLoader, got {type(data).__name__}"
         )
-    if isinstance(data.sampler, RandomSampler):
-        raise ValueError(
-            "data must come in a fixed order (row i is the same sample for every model), got a DataLoader with "
-            "shuffle=True"
-        )
-    for batch in data:
-        yield batch[0] if isinstance(batch, (tuple, list)) else batch
+    # a batch_sampler brings a sampler of its own, and the loader's is then not used
+    for sampler in (data.sampler, getattr(data.batch_sampler, "sampler", None)):
+        if isinstance(sampler, _RANDOM_SAMPLERS):
+            raise ValueError(
+                "data must come in a fixed order (row i is the same sample for every model), got a DataLoader with a "
+                f"{type(sampler).__name__}; pass shuffle=False"
+            )
+    return data
 
 
 def _moved(inputs: Any, device: torch.device, model: nn.Module) -> Any:
@@ -270,7 +283,9 @@ def _forward(model: nn.Module, inputs: Any, names: Sequence[str], pooling: Pooli
 
 def _batch_length(inputs: Any) -> int:
     if isinstance(inputs, Mapping):
-        return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
+        inputs = next((value for value in inputs.values() if isinstance(value, Tensor) and value.dim()), inputs)
+    if not isinstance(inputs, Sized) or isinstance(inputs, (str, Mapping)):
+        raise TypeError(f"data must give batches of tensors, or dicts that hold one, got {type(inputs).__name__}")
     return len(inputs)
 
 

@@ -34,6 +34,7 @@ def files(tmp_path: Path) -> Path:
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "one.npz", a=A)
     np.savez(tmp_path / "two.npz", images=A, labels=np.ones(3))
+    np.savez(tmp_path / "beside.npz", images=A, notes=np.array([{"a": 1}], dtype=object), allow_pickle=True)
     torch.save(torch.from_numpy(A), tmp_path / "a.pt")
     torch.save({"images": torch.from_numpy(A), "note": "text"}, tmp_path / "dict.pt")
     save_file({"a": torch.from_numpy(A)}, tmp_path / "a.safetensors")
@@ -48,7 +49,17 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["a.npy", "big_endian.npy", "one.npz", "two.npz:images", "a.pt", "dict.pt:images", "a.safetensors", "one.npz:a"],
+    [
+        "a.npy",
+        "big_endian.npy",
+        "one.npz",
+        "two.npz:images",
+        "a.pt",
+        "dict.pt:images",
+        "a.safetensors",
+        "one.npz:a",
+        "beside.npz:images",
+    ],
 )
 def test_reads_every_format(files: Path, name: str) -> None:
     found = load_array(f"{files}/{name}")
@@ -62,6 +73,7 @@ def test_reads_every_format(files: Path, name: str) -> None:
         ("two.npz:image", "must name one of images, labels, got 'image'; did you mean 'images'"),
         ("a.npy:x", "the file alone, which holds a single array"),
         ("text.npy", "an array of numbers, got dtype <U1"),
+        ("beside.npz:notes", "Python objects, which are never loaded"),
         ("objects.npy", "Python objects, which are never loaded"),
         ("dict.pt:note", "must hold a tensor, got str"),
         ("empty.npy", "readable array of numbers"),

@@ -1,4 +1,4 @@
-"""Eigensolvers and bases on hard cases, against dense float64 ``eigh`` by residual, orthonormality and subspace angle."""
+"""Eigensolvers and bases on hard cases against dense float64 ``eigh``: residuals, orthonormality, subspace angles."""
 
 from __future__ import annotations
 
@@ -161,6 +161,15 @@ def test_solver_that_gives_up_says_so_and_returns_what_it_has() -> None:
             basis = lfm.spectral_basis(graph, n_basis=30, solver=solver, max_iterations=3)
         assert not bool(basis.converged.all())
         assert basis.evecs.shape == (900, 30)
+
+
+def test_a_gradient_that_stops_is_announced() -> None:
+    x = torch.randn(30, 3, requires_grad=True)
+    with pytest.warns(lfm.LFMWarning, match="not differentiable yet"):
+        basis = lfm.spectral_basis(lfm.build_graph(x), n_basis=4)
+    assert not basis.evecs.requires_grad
+    with torch.no_grad():
+        lfm.spectral_basis(lfm.build_graph(x), n_basis=4)
 
 
 def test_warm_start_saves_iterations() -> None:

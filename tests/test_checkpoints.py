@@ -39,6 +39,7 @@ class Net(nn.Module):
         ("last", "root", None),
         ("x/last", "x", None),
         ("best", "best", None),
+        ("²", "²", None),
     ],
 )
 def test_names_tell_run_and_step(name: str, run: str, step: int | None) -> None:
@@ -51,13 +52,18 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def test_directories_globs_and_files_are_found_in_order_of_training(tmp_path: Path) -> None:
+def test_directories_globs_and_files_are_found_in_order_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["seed10/epoch=2.ckpt", "seed2/epoch=10.ckpt", "seed2/epoch=9.ckpt", "seed2/last.ckpt", "seed2/notes.txt"]
     touch(tmp_path, *names)
     found = find_checkpoints(tmp_path)
     assert [c.name for c in found] == ["seed2/epoch=9", "seed2/epoch=10", "seed2/last", "seed10/epoch=2"]
     assert [(c.run, c.step) for c in found] == [("seed2", 9), ("seed2", 10), ("seed2", None), ("seed10", 2)]
     assert find_checkpoints([tmp_path / "seed2", f"{tmp_path}/**/*.ckpt"]) == found
+    monkeypatch.chdir(tmp_path)
+    again = find_checkpoints(["seed2", tmp_path, "seed2/../seed10/epoch=2.ckpt", "./seed2"])
+    assert [c.name for c in again] == [c.name for c in found]
     assert [c.run for c in find_checkpoints(tmp_path / "seed2")] == ["seed2"] * 3
 
 
@@ -148,6 +154,16 @@ def test_checkpoints_are_read_one_at_a_time_with_their_own_weights(tmp_path: Pat
     with pytest.raises(ValueError, match="refused"):
         found["c"]
     assert not (tmp_path / "executed").exists()
+
+
+def test_what_is_wrong_for_every_checkpoint_is_said_at_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.pt", "²/1²2.pt")
+    with pytest.raises(TypeError, match="data must be a tensor"):
+        Checkpoints(tmp_path, Net, 3, layers="head")
+    with pytest.raises(ValueError, match="batch_size must be a positive int, got 0"):
+        Checkpoints(tmp_path, Net, torch.ones(2, 3), layers="head", batch_size=0)
+    with pytest.raises(ValueError, match="pooling must be one of"):
+        Checkpoints(tmp_path, Net, torch.ones(2, 3), layers="head", pooling="max")  # type: ignore[arg-type]
 
 
 def test_checkpoints_refuse_what_is_no_model_or_list(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,9 @@ FACTORY = """
     def interrupted():
         raise KeyboardInterrupt
 
+    def broken():
+        raise ValueError("no such width")
+
     number = 3
 """
 
@@ -42,7 +46,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a module of the user's, two runs of checkpoints and probe files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    sys.modules.pop("userland", None)
+    for module in ("userland", "script", "typo"):
+        sys.modules.pop(module, None)
     (tmp_path / "userland.py").write_text(textwrap.dedent(FACTORY))
     for seed in range(2):
         for epoch in range(2):
@@ -53,6 +58,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             torch.save({"state_dict": {f"model.{k}": v for k, v in net.state_dict().items()}}, file)
     x = np.random.default_rng(0).normal(size=(40, 4))
     np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "complex.npy", 1j * x)
+    (tmp_path / "script.py").write_text("raise SystemExit(5)")
+    (tmp_path / "typo.py").write_text("def f(:")
     np.savez(tmp_path / "both.npz", y=(2 * x).astype(np.float32), other=x[:30])
     return tmp_path
 
@@ -75,6 +83,23 @@ def test_compare_writes_a_report_and_a_summary(place: Path, capsys: pytest.Captu
     assert "report.html" in shown.out
     assert shown.err == ""
     assert "userland:Net" in (place / "out" / "report.html").read_text()
+
+
+def test_a_directory_that_cannot_be_written_to_is_said_before_the_work(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("lfm_torch.cli.compare", None)
+    assert main([*COMPARE, "--out", "out"]) == 1
+    assert "--out must be a place that can be written to, got 'out': Permission denied" in capsys.readouterr().err
+
+
+def test_a_single_eigenvector_makes_a_report(place: Path) -> None:
+    assert main([*COMPARE, "--quiet", "--n-basis", "1"]) == 0
+    assert (place / "lfm-report" / "report.html").exists()
 
 
 def test_some_failures_exit_with_3_and_the_rest_is_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +139,16 @@ def test_unsafe_pickle_is_the_way_out(place: Path) -> None:
         ),
         (["compare", "runs", "--model", "userland:number", "--data", "x.npy"], "not callable"),
         (
+            ["compare", "runs", "--model", "userland:broken", "--data", "x.npy"],
+            "userland:broken must run without an error, got ValueError: no such width (--debug shows where)",
+        ),
+        (["compare", "runs", "--model", "script:Net", "--data", "x.npy"], "a module that imports, got SystemExit: 5"),
+        (["compare", "runs", "--model", "typo:Net", "--data", "x.npy"], "got SyntaxError: "),
+        (
+            ["compare", "runs", "--model", "userland:Net", "--data", "userland:number", "--layers", "one"],
+            "error: data must be a tensor, a tuple (inputs, ...), a Dataset or a DataLoader, got int",
+        ),
+        (
             ["compare", "runs", "--model", "userland:Net", "--data", "digit", "--layers", "one"],
             "must be 'digits', a file",
         ),
@@ -122,10 +157,25 @@ def test_unsafe_pickle_is_the_way_out(place: Path) -> None:
         (["compare", "runs", *MODEL, "--layers", "one", "--measures", "hea"], "did you mean 'heat'"),
         (["compare", "runs", *MODEL, "--layers", "one", "--device", "xpu:9"], "device must be one of this machine"),
         (["compare", "runs", *MODEL, "--layers", "one", "--runs", "("], "pattern must be a regular expression"),
-        (["compare", "runs", *MODEL, "--layers", "one", "--out", "x.npy"], "x.npy"),
+        (
+            ["compare", "runs", *MODEL, "--layers", "one", "--out", "x.npy"],
+            "can be written to, got 'x.npy': File exists",
+        ),
+        (
+            ["compare", "runs", *MODEL, "--layers", "one", "--out", "/dev/null/a"],
+            "written to, got '/dev/null/a': Not a",
+        ),
+        (
+            ["extract", "runs/seed0/epoch=0.ckpt", *MODEL, "--layers", "one", "--out", "x.npy/a.npz"],
+            "written to, got 'x.npy': File exists",
+        ),
         (["similarity", "x.npy", "both.npz", *SMALL], "one array, got 2 (y, other)"),
         (["similarity", "x.npy", "both.npz:other", *SMALL], "must have the rows of x.npy, 40, got 30"),
         (["similarity", "x.npy", "x.npy", *SMALL], "two different arrays"),
+        (
+            ["similarity", "x.npy", "complex.npy", *SMALL],
+            "complex.npy must be float16, bfloat16, float32 or float64, got",
+        ),
         (
             ["extract", "runs/seed0/epoch=0.ckpt", *MODEL, "--layers", "one", "--out", "a.txt"],
             "end on .safetensors or .npz",
@@ -201,7 +251,9 @@ def test_wrong_command_lines_exit_with_2_and_help_names_the_statuses(capsys: pyt
     assert "3  some checkpoints could not be compared" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("package", "option"), [("rich", None), ("jinja2", None), ("pandas", "parquet")])
+@pytest.mark.parametrize(
+    ("package", "option"), [("rich", None), ("jinja2", None), ("matplotlib", None), ("pandas", "parquet")]
+)
 def test_a_missing_package_is_said_before_the_work(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str, option: str | None
 ) -> None:
@@ -223,3 +275,15 @@ def test_runs_as_a_program_and_imports_nothing_heavy(place: Path) -> None:
     )
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
+
+
+def test_a_reader_that_leaves_the_pipe_is_no_error_of_ours() -> None:
+    # as `lfm-torch info | true`: little output stays in the buffer until the end
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "lfm_torch.cli", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 1

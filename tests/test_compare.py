@@ -229,6 +229,8 @@ def test_nothing_left_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
         ({"n_neighbors": N}, "n_neighbors must be between 1 and 79"),
         ({"measures": ["hea"]}, "got 'hea'; did you mean 'heat'"),
         ({"measures": []}, "at least one measure"),
+        ({"measures": "heat"}, r"a sequence of names, got the string 'heat'"),
+        ({"runs": {"A": ("run", 1)}}, "runs must be one of 'a', 'b', got 'A'"),
         ({"metric": "angle"}, "metric must be one of .*did you mean 'angular'"),
         ({"metric": "inner_product"}, "weights must be 'binary'"),
     ],
@@ -245,6 +247,18 @@ def test_other_input_is_refused() -> None:
         compare({})
     with pytest.raises(ValueError, match="got 1"):
         compare({"a": cloud(1)}, **OPTIONS)
+    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
+        compare({"a": cloud(1)[:1], "b": cloud(2)[:1]}, **OPTIONS)
+    with pytest.raises(TypeError, match="representations must have strings as names, got 0"):
+        compare({0: cloud(1), 1: cloud(2)}, **OPTIONS)  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match=r"representations\['a'\] must have strings as names, got 3"):
+        compare({"a": {3: cloud(1)}, "b": {3: cloud(2)}}, **OPTIONS)  # type: ignore[dict-item]
+
+
+def test_a_representation_that_collapsed_is_a_failure_without_a_layer() -> None:
+    with pytest.warns(LFMWarning, match="the first: flat: x must have rows that differ"):
+        comparison = compare({"a": cloud(1), "flat": torch.ones(N, 6), "b": cloud(2)}, **OPTIONS)
+    assert [(failure.checkpoint, failure.layer) for failure in comparison.failures] == [("flat", None)]
 
 
 def test_interruption_goes_through() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,9 @@ def test_overlap_and_heat_do_not_depend_on_the_basis() -> None:
 def test_heat_of_time_zero_is_the_overlap() -> None:
     fmap = map_of(orthogonal(9)[:4, :4])
     torch.testing.assert_close(lfm.heat_overlap(fmap, time=0.0), lfm.subspace_overlap(fmap))
-    with pytest.raises(ValueError, match="time must not be negative, got -1"):
-        lfm.heat_overlap(fmap, time=-1)
+    for time in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"time must be finite and not negative, got {time}"):
+            lfm.heat_overlap(fmap, time=time)
 
 
 def test_readings_are_differentiable() -> None:

@@ -18,7 +18,7 @@ METRICS = ("euclidean", "cosine", "angular", "inner_product")
 
 
 def assert_neighbors(found: lfm.Neighbors, x: torch.Tensor, y: torch.Tensor | None, metric: str) -> None:
-    """Equal distances within rounding; indices whose distance is the one returned; self excluded; sorted with ties by index."""
+    """Equal distances within rounding; indices at the distance returned; self excluded; sorted, ties by index."""
     points, database = x.double().numpy(), None if y is None else y.double().numpy()
     k = found.indices.shape[-1]
     _, wanted = oracles.knn(points, database, k, metric)

@@ -1,4 +1,4 @@
-"""The composed flow: what `similarity` promises on planted cases, and the real CIFAR-10 networks where they are there."""
+"""The composed flow: what `similarity` promises on planted cases."""
 
 from __future__ import annotations
 
@@ -62,6 +62,9 @@ def test_batched_equals_one_by_one() -> None:
     ("call", "message"),
     [
         (lambda x: lfm.similarity(x, x[:30]), r"y must have the rows of x, shape \[40, 'd'\]"),
+        (lambda x: lfm.similarity(x, x, measures="heat"), r"measures must be a sequence.*write \['heat'\]"),
+        (lambda x: lfm.similarity(x, x, measures=()), "at least one measure, got none"),
+        (lambda x: lfm.similarity(x, torch.ones(40, 3), n_basis=5), "rows that differ"),
         (lambda x: lfm.similarity(x, x, measures=("lfn",)), "measures must be one of .* did you mean 'lfm'"),
         (lambda x: lfm.similarity(x, x, n_basis=40), "n_basis must be between 1 and 39"),
         (lambda x: lfm.similarity(x, x, n_neighbors=40), "n_neighbors must be between 1 and 39"),
@@ -71,3 +74,9 @@ def test_batched_equals_one_by_one() -> None:
 def test_bad_input(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.randn(40, 3))  # type: ignore[operator]
+
+
+def test_mixed_dtypes_are_refused() -> None:
+    x = torch.randn(40, 3)
+    with pytest.raises(TypeError, match=r"y must have the dtype of x, torch.float32, got torch.float64"):
+        lfm.similarity(x, x.double(), n_basis=5)

@@ -13,7 +13,7 @@ from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.report.figures import checkpoint_figure, layer_figure, save_figures, trajectory_figure
 from lfm_torch.report.html import render
-from lfm_torch.report.scales import Scale, line_colors, scale_of
+from lfm_torch.report.scales import Scale, labelled_steps, line_colors, scale_of, step_positions
 from lfm_torch.report.terminal import as_json, print_summary
 
 EVIL = "<script>alert(1)</script>"
@@ -130,6 +130,22 @@ def test_report_writes_its_files(comparison: Comparison, tmp_path: Path) -> None
     assert (tmp_path / "similarity.parquet").exists()
     with pytest.raises(ValueError, match=r"format must be one of 'csv', 'parquet', got 'xlsx'"):
         comparison.report(tmp_path, format="xlsx")  # type: ignore[arg-type]
+
+
+def test_steps_are_placed_and_labelled() -> None:
+    assert step_positions([2, 0, 1, 2]) == {0: 0.0, 1: 1.0, 2: 2.0}
+    assert step_positions([0, 1, 3, 15]) == {0: 0.0, 1: 1.0, 3: 2.0, 15: 4.0}
+    assert step_positions([-1, 1, 3, 15])[15] == 15.0  # no logarithm of what comes before 0
+    assert labelled_steps({step: float(step) for step in range(101)}, gap=50) == [0, 50, 100]
+    assert labelled_steps({0: 0.0, 9: 9.0, 10: 10.0}, gap=2) == [0, 10]
+    assert labelled_steps({7: 7.0}, gap=0) == [7]
+
+
+def test_an_axis_has_a_length_where_every_value_is_one() -> None:
+    alike = {f"run/epoch={step}": cloud(1) for step in range(3)}
+    comparison = compare(alike, measures=["lfm"], n_basis=1, n_neighbors=8)
+    assert bool((comparison.matrix("lfm") == 1).all())
+    assert "Along training" in Page(render(comparison)).text
 
 
 def test_scales_cover_the_values_with_readable_ink(comparison: Comparison) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
 from lfm_torch.representation import extract
 
@@ -209,8 +209,18 @@ def test_outputs_that_are_no_representation(change: Any, message: str) -> None:
 
 
 def test_bad_data_and_models(network: Network) -> None:
-    with pytest.raises(ValueError, match="shuffle=True"):
-        extract(network, DataLoader(TensorDataset(IMAGES), shuffle=True), layers="head")
+    images = TensorDataset(IMAGES)
+    drawn = WeightedRandomSampler(torch.ones(10), 10)
+    for loader in (
+        DataLoader(images, shuffle=True),
+        DataLoader(images, sampler=drawn),
+        DataLoader(images, batch_sampler=BatchSampler(drawn, 3, drop_last=False)),
+    ):
+        with pytest.raises(ValueError, match=r"a fixed order.*RandomSampler; pass shuffle=False"):
+            extract(network, loader, layers="head")
+    for rows, got in [(["a", "b"], "str"), ([{"text": "a"}], "dict")]:
+        with pytest.raises(TypeError, match=got):
+            extract(network, DataLoader(rows), layers="head")  # type: ignore[arg-type, var-annotated]
     with pytest.raises(ValueError, match="at least one sample"):
         extract(network, IMAGES[:0], layers="head")
     with pytest.raises(TypeError, match=r"data must be a tensor.*got str"):
@@ -219,8 +229,9 @@ def test_bad_data_and_models(network: Network) -> None:
         extract(3, IMAGES, layers="head")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pooling must be one of"):
         extract(network, IMAGES, layers="head", pooling="max")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="device must be one of this machine, got 'xpu:9'"):
-        extract(network, IMAGES, layers="head", device="xpu:9")
+    for device in ("xpu:9", "gpu"):
+        with pytest.raises(ValueError, match=f"device must be one of this machine, got '{device}'"):
+            extract(network, IMAGES, layers="head", device=device)
 
 
 def test_runs_on_the_device_asked_for_and_comes_back(network: Network, device: torch.device) -> None:

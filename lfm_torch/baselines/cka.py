@@ -10,8 +10,8 @@ from lfm_torch import _checks
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     """Linear CKA, ``|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)`` of column-centred representations: ``[...]`` in [0, 1].
 
-    Invariant to rotations and isotropic scaling. Evaluated in float64, through the smaller of the feature and sample Gram
-    matrices.
+    Invariant to rotations and isotropic scaling. Evaluated in float64, through the smaller of the feature and sample
+    Gram matrices.
 
     Args:
         x: ``[..., n, d_x]``.

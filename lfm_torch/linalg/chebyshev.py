@@ -37,8 +37,8 @@ def chebyshev_filter(
 ) -> Tensor:
     """Apply the scaled Chebyshev polynomial that is small on ``[low, high]`` and 1 at ``pole < low``.
 
-    Three-term recurrence with one fused operator product per degree (Zhou, Saad, Tiago & Chelikowsky 2006, algorithm 3.2);
-    the scaling keeps the values near 1 for eigenvalues near ``pole``, so that nothing overflows.
+    Three-term recurrence with one fused operator product per degree (Zhou, Saad, Tiago & Chelikowsky 2006, algorithm
+    3.2); the scaling keeps the values near 1 for eigenvalues near ``pole``, so that nothing overflows.
     """
     half, centre = (high - low) / 2, (high + low) / 2
     first = half / (pole - centre)

@@ -39,11 +39,14 @@ class Eigenpairs:
 
 def residual_norms(operator: SymmetricOperator, evals: Tensor, evecs: Tensor) -> Tensor:
     """Norms ``|L v_i - lambda_i v_i|``, ``[..., m]``."""
-    return (operator.apply(evecs) - evecs * evals.unsqueeze(-2)).norm(dim=-2)
+    return torch.linalg.vector_norm(operator.apply(evecs) - evecs * evals.unsqueeze(-2), dim=-2)
 
 
 def dense_eigenpairs(operator: SymmetricOperator, n_pairs: int, known: Tensor | None = None) -> Eigenpairs:
-    """The smallest ``n_pairs`` by a dense decomposition, in the complement of ``known`` eigenvectors; memory ``n^2`` per graph."""
+    """The smallest ``n_pairs`` by a dense decomposition, in the complement of ``known`` eigenvectors.
+
+    Memory ``n^2`` per graph.
+    """
     dense = operator.to_dense()
     if known is not None:
         dense = dense + (4 * operator.upper_bound) * (known @ known.mT)

@@ -28,8 +28,8 @@ def krylov(
 ) -> Eigenpairs:
     """The smallest eigenpairs in the complement of the known eigenvectors; arguments as in :func:`lobpcg`.
 
-    ``iterations`` counts operator products of one block; 0 where the space would hold a quarter of the problem or more and
-    the dense decomposition is taken instead.
+    ``iterations`` counts operator products of one block; 0 where the space would hold a quarter of the problem or more
+    and the dense decomposition is taken instead.
     """
     room, block = operator.shape[-1] - known.shape[-1], _BLOCK
     if room < 4 * (n_pairs + block):
@@ -82,7 +82,7 @@ def _extend(
     known: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Take the block at ``size`` into the space: its projection, and the next block. Returns the coupling to that one."""
+    """Take the block at ``size`` into the space and append the next one; returns the coupling to that one."""
     last = size + block
     image = operator.apply(space[..., size:last].contiguous())
     basis = space[..., :last]

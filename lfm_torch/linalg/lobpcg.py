@@ -1,9 +1,9 @@
 """Locally optimal block preconditioned conjugate gradients (Knyazev 2001), batched.
 
-What makes it robust: an orthonormal trial basis from SVQB instead of a Cholesky factorisation that can fail; guard vectors;
-soft locking; and a polynomial preconditioner. With p the Chebyshev filter that damps the spectrum above the block, the
-trial direction p(L) x, orthogonalised against x, is q(L) r with q(l) = (p(l) - p(theta)) / (l - theta): the residual r under
-a polynomial approximation of the inverse, without ever forming it.
+What makes it robust: an orthonormal trial basis from SVQB instead of a Cholesky factorisation that can fail; guard
+vectors; soft locking; and a polynomial preconditioner. With p the Chebyshev filter that damps the spectrum above the
+block, the trial direction p(L) x, orthogonalised against x, is q(L) r with q(l) = (p(l) - p(theta)) / (l - theta): the
+residual r under a polynomial approximation of the inverse, without ever forming it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def project_out(block: Tensor, basis: Tensor) -> Tensor:
-    """Remove the components along the orthonormal (or zero) columns of ``basis [..., n, p]``, twice for full accuracy."""
+    """Remove the components along the orthonormal (or zero) columns of ``basis [..., n, p]``; twice, for accuracy."""
     for _ in range(2):
         block = block - basis @ (basis.mT @ block)
     return block
@@ -16,8 +16,8 @@ def project_out(block: Tensor, basis: Tensor) -> Tensor:
 def orthonormalize(block: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal basis of the span of ``block [..., n, k]`` by SVQB (Stathopoulos & Wu 2002).
 
-    The scaled Gram matrix is diagonalised in float64, so that no factorisation can fail. Where the block is rank deficient
-    the spare columns come back as zeros.
+    The scaled Gram matrix is diagonalised in float64, so that no factorisation can fail. Where the block is rank
+    deficient the spare columns come back as zeros.
 
     Returns:
         ``q [..., n, k]`` and ``present [..., k]`` bool, False for the zero columns.

@@ -18,7 +18,7 @@ from lfm_torch._extension import load
 from lfm_torch._warnings import LFMWarning
 
 NAMESPACE = "lfm_torch"
-_library = torch.library.Library(NAMESPACE, "DEF")
+_library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ _native: set[tuple[str, str]] = set()
 
 def register(operator: Operator) -> Operator:
     """Define the schema, attach the fake kernel, and register the twin wherever no compiled kernel is loaded."""
-    _library.define(f"{operator.name}{operator.schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    schema = f"{operator.name}{operator.schema}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     twins = {"CPU": operator.reference, "CUDA": _with_warning(operator, load().notes)}
     for key, twin in twins.items():
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator.name}", key):
             _native.add((operator.name, key))
         else:
-            _library.impl(operator.name, twin, key)
+            _library.impl(operator.name, twin, key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{NAMESPACE}::{operator.name}", operator.fake, lib=_library)
     OPERATORS[operator.name] = operator
     return operator

@@ -51,8 +51,8 @@ def symmetrize_edges_backward_reference(
 ) -> Tensor:
     """Pure PyTorch twin of ``torch.ops.lfm_torch.symmetrize_edges_backward``: gradient in the directed weights.
 
-    Edge ``i -> j`` stands in entries (i, j) and (j, i). Under "union" and "mutual" the chosen direction takes the gradient;
-    equal weights share it.
+    Edge ``i -> j`` stands in entries (i, j) and (j, i). Under "union" and "mutual" the chosen direction takes the
+    gradient; equal weights share it.
     """
     row, column = _directed_edges(indices)
     total = indices.shape[0] * indices.shape[1]
@@ -81,8 +81,8 @@ def symmetrize_edges_backward_reference(
 def connected_components_reference(rowptr: Tensor, col: Tensor) -> Tensor:
     """Pure PyTorch twin of ``torch.ops.lfm_torch.connected_components``: ``labels [N]`` int64.
 
-    Components are numbered by their smallest node. The smallest label spreads along the edges, with pointer jumping, until
-    nothing changes.
+    Components are numbered by their smallest node. The smallest label spreads along the edges, with pointer jumping,
+    until nothing changes.
     """
     total = rowptr.numel() - 1
     labels = torch.arange(total, device=col.device)
@@ -93,7 +93,8 @@ def connected_components_reference(rowptr: Tensor, col: Tensor) -> Tensor:
         if torch.equal(spread, labels):
             break
         labels = spread
-    return torch.unique(labels, return_inverse=True)[1]
+    numbered: Tensor = torch.unique(labels, return_inverse=True)[1]
+    return numbered
 
 
 def _directed_edges(indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,8 +104,8 @@ def nearest_neighbors(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str
 class NeighborDistances(torch.autograd.Function):
     """Distances already found by ``knn``, with their gradient in the points; the choice of neighbours is constant.
 
-    ``kind`` is "euclidean" (gradient ``(x - y) / d``, zero where ``d = 0``) or "inner_product". The backward pass walks over
-    row tiles, so that no ``[n, k, d]`` array exists at once.
+    ``kind`` is "euclidean" (gradient ``(x - y) / d``, zero where ``d = 0``) or "inner_product". The backward pass walks
+    over row tiles, so that no ``[n, k, d]`` array exists at once.
     """
 
     @staticmethod

@@ -40,10 +40,17 @@ def laplacian_product_reference(
     """Pure PyTorch twin of ``torch.ops.lfm_torch.laplacian_product``.
 
     Args:
-        rowptr, col, weight: CSR of the symmetric weights, ``[N + 1]`` int64, ``[nnz]`` int32, ``[nnz]``.
-        diagonal, left, right: ``[N]`` scalings of the chosen normalisation.
-        x: ``[N, m]`` block of vectors; z: None or the same shape.
-        a, b, c: coefficients of the recurrence.
+        rowptr: ``[N + 1]`` int64, start of each row in the CSR of the symmetric weights.
+        col: ``[nnz]`` int32.
+        weight: ``[nnz]``.
+        diagonal: ``[N]``, with ``left`` and ``right`` the scalings of the chosen normalisation.
+        left: ``[N]``.
+        right: ``[N]``.
+        x: ``[N, m]`` block of vectors.
+        z: None or the shape of ``x``.
+        a: coefficient of the Laplacian product.
+        b: coefficient of ``x``.
+        c: coefficient of ``z``.
 
     Returns:
         ``[N, m]`` in the dtype of ``x``.
@@ -57,7 +64,7 @@ def laplacian_product_reference(
 
 
 def edge_products_reference(rowptr: Tensor, col: Tensor, left: Tensor, right: Tensor, g: Tensor, x: Tensor) -> Tensor:
-    """Pure PyTorch twin of ``torch.ops.lfm_torch.edge_products``: ``left_i right_j <g_i, x_j>`` on every edge, ``[nnz]``."""
+    """Pure PyTorch twin of ``torch.ops.lfm_torch.edge_products``: ``left_i right_j <g_i, x_j>`` per edge, ``[nnz]``."""
     rows = torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), rowptr.diff())
     return ((left.unsqueeze(1) * g)[rows] * (right.unsqueeze(1) * x)[col.long()]).sum(1)
 

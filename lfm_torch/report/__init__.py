@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lfm_torch import _checks
+from lfm_torch import _checks, _files
 
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison
@@ -19,7 +19,8 @@ def check_available() -> None:
         import jinja2  # noqa: F401
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError(f'a report needs {error.name}: pip install "lfm-torch[cli]"') from error
+        package = (error.name or "").partition(".")[0]
+        raise ImportError(f'a report needs {package}: pip install "lfm-torch[cli]"') from error
 
 
 def write_report(
@@ -54,7 +55,5 @@ def write_report(
     comparison.save(directory / f"similarity.{format}")
     save_figures(comparison, directory)
     page = directory / "report.html"
-    from lfm_torch import _files
-
     _files.write_atomically(page, render(comparison, title=title).encode())
     return page

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lfm_torch import _files
-from lfm_torch.report.scales import Scale, line_colors, name_of, scale_of, step_positions
+from lfm_torch.report.scales import Scale, labelled_steps, line_colors, name_of, scale_of, step_positions
 
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison
@@ -150,8 +150,7 @@ def _heat_map(ax: Axes, matrix: Tensor, scale: Scale, names: Sequence[str], *, w
 def _trajectory(ax: Axes, comparison: Comparison, measure: str) -> None:
     trajectories = comparison.trajectories(measure)
     colors = line_colors(len(comparison.layers))
-    steps = sorted({step for trajectory in trajectories for step in trajectory.steps})
-    positions = _positions(steps)
+    positions = step_positions(step for trajectory in trajectories for step in trajectory.steps)
     for k, layer in enumerate(comparison.layers):
         for r, trajectory in enumerate(trajectories):
             x = [positions[step] for step in trajectory.steps]
@@ -169,25 +168,8 @@ def _trajectory(ax: Axes, comparison: Comparison, measure: str) -> None:
     chance = scale_of(comparison, measure).chance
     ax.axhline(chance, color="0.55", linewidth=0.8, linestyle=(0, (1, 2)))
     ax.text(ax.get_xlim()[1], chance, "shuffled ", ha="right", va="bottom", color="0.4", fontsize=7)
-    shown = _spread(steps, positions)
+    shown = labelled_steps(positions, (max(positions.values()) - min(positions.values())) / 10)
     ax.set_xticks([positions[step] for step in shown], [str(step) for step in shown])
     ax.set_ylim(top=1.02)
     ax.set_title(f"{name_of(measure)} to the final checkpoint")
     ax.set_xlabel("epoch or step")
-
-
-def _positions(steps: Sequence[int]) -> dict[int, float]:
-    import torch
-
-    places, _ = step_positions(torch.tensor(steps))
-    return dict(zip(steps, places.tolist(), strict=True))
-
-
-def _spread(steps: Sequence[int], positions: dict[int, float], limit: int = 10) -> list[int]:
-    """Choose steps to label so that no two labels touch."""
-    gap = (positions[steps[-1]] - positions[steps[0]]) / limit
-    shown = [steps[-1]]
-    for step in reversed(steps[:-1]):
-        if positions[shown[-1]] - positions[step] >= gap:
-            shown.append(step)
-    return shown[::-1]

@@ -13,7 +13,7 @@ import jinja2
 import torch
 from torch import Tensor
 
-from lfm_torch.report.scales import Scale, chance_of, line_colors, name_of, scale_of, step_positions
+from lfm_torch.report.scales import Scale, chance_of, labelled_steps, line_colors, name_of, scale_of, step_positions
 
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison, Trajectory
@@ -25,19 +25,18 @@ _MAX_DETAILS = 30
 _DASHES = ("", "7 3", "7 3 2 3", "2 3")
 _WIDTH, _HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 12, 40
+# units of the drawing between two labels of steps
+_LABEL_GAP = 28
 
 READINGS = {
     "lfm": (
-        "How close the map between the two neighbourhood graphs is to carrying each wave pattern of one to a "
-        "pattern of "
-        "its own on the other. Not symmetric: rows are x, columns y. It does not fall to 0 where nothing "
-        "corresponds: read "
-        "it against the value for shuffled rows, not against 0."
+        "How close the map between the two neighbourhood graphs is to carrying each wave pattern of one to a pattern "
+        "of its own on the other. Not symmetric: rows are x, columns y. It does not fall to 0 where nothing "
+        "corresponds: read it against the value for shuffled rows, not against 0."
     ),
     "overlap": (
         "The share of the slow wave patterns of one neighbourhood graph that the other has too. Symmetric; for "
-        "unrelated "
-        "representations about (eigenvectors) / (samples)."
+        "unrelated representations about (eigenvectors) / (samples)."
     ),
     "heat": (
         "The cosine between how heat spreads on the two neighbourhood graphs. Symmetric, and it depends neither on the "
@@ -80,7 +79,6 @@ def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
             for layer in comparison.layers
         ]
     return {
-        "key": measure,
         "name": name_of(measure),
         "reading": READINGS.get(measure, ""),
         "chance": chance_of(comparison, measure),
@@ -131,17 +129,17 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
     trajectories = comparison.trajectories(measure)
     if not trajectories:
         return None
-    steps = sorted({step for trajectory in trajectories for step in trajectory.steps})
-    places, _ = step_positions(torch.tensor(steps))
-    first, last = float(places[0]), float(places[-1])
+    places = step_positions(step for trajectory in trajectories for step in trajectory.steps)
+    first, last = min(places.values()), max(places.values())
     x_of = {
         step: _LEFT + (_WIDTH - _LEFT - _RIGHT) * (place - first) / ((last - first) or 1)
-        for step, place in zip(steps, places.tolist(), strict=True)
+        for step, place in places.items()
     }
     chance = chance_of(comparison, measure)
     lowest = min(chance, *(float(trajectory.values.nan_to_num(1).min()) for trajectory in trajectories))
     every = 0.1 if lowest >= 0.5 else 0.2
-    low = max(0.0, math.floor(lowest / every) * every)
+    # below 1 even where every value is 1 (a single eigenvector, say): an axis has a length
+    low = min(0.9, max(0.0, math.floor(lowest / every) * every))
 
     def y_of(value: float) -> float:
         return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (1 - low))
@@ -161,10 +159,10 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
         "bottom": _HEIGHT - _BOTTOM,
         "lines": lines,
         "chance": y_of(chance),
-        "x_ticks": [(x_of[step], step) for step in _spread(steps, x_of)],
+        "x_ticks": [(x_of[step], step) for step in labelled_steps(x_of, _LABEL_GAP)],
         "y_ticks": [(y_of(value), f"{value:.1f}") for value in values if value < 1.001],
         "layers": [
-            {"layer": layer, "color": colors[k], "dash": _DASHES[k % 4], "marker": _marker(k, 15, 6)}
+            {"layer": layer, "color": colors[k], "dash": _DASHES[k % len(_DASHES)], "marker": _marker(k, 15, 6)}
             for k, layer in enumerate(comparison.layers)
         ],
     }
@@ -196,14 +194,6 @@ def _marker(k: int, x: float, y: float) -> str:
         ((0, -1.3), (1.2, 0), (0, 1.3), (-1.2, 0)),
     )[k % 4 - 1]
     return "M" + "L".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in corners) + "Z"
-
-
-def _spread(steps: Sequence[int], x_of: dict[int, float]) -> list[int]:
-    shown = [steps[-1]]
-    for step in reversed(steps[:-1]):
-        if x_of[shown[-1]] - x_of[step] >= 28:
-            shown.append(step)
-    return shown[::-1]
 
 
 def _checkpoint_rows(comparison: Comparison) -> list[dict[str, Any]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison
@@ -81,9 +79,19 @@ def line_colors(count: int) -> list[str]:
     return [scale.color(0.1 + 0.85 * i / (count - 1)) for i in range(count)]
 
 
-def step_positions(steps: Tensor) -> tuple[Tensor, bool]:
-    """Place steps on an axis: as they are, or as ``log2(1 + step)`` (then True) where they span orders of magnitude."""
-    steps = steps.double()
-    positive = steps[steps > 0]
-    spread = positive.numel() > 2 and float(positive.max()) > 8 * float(positive.min())
-    return (torch.log2(1 + steps), True) if spread else (steps, False)
+def step_positions(steps: Iterable[int]) -> dict[int, float]:
+    """Place steps on an axis, in order: as they are, or as ``log2(1 + step)`` where they span orders of magnitude."""
+    ordered = sorted(set(steps))
+    positive = [step for step in ordered if step > 0]
+    wide = ordered[0] >= 0 and len(positive) > 2 and positive[-1] > 8 * positive[0]
+    return {step: math.log2(1 + step) if wide else float(step) for step in ordered}
+
+
+def labelled_steps(positions: Mapping[int, float], gap: float) -> list[int]:
+    """Choose the steps to label, the last one first, so that labels are at least ``gap`` apart."""
+    steps = list(positions)
+    shown = [steps[-1]]
+    for step in reversed(steps[:-1]):
+        if positions[shown[-1]] - positions[step] >= gap:
+            shown.append(step)
+    return shown[::-1]

@@ -86,7 +86,7 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
     if comparison.failures:
         console.print(f"{len(comparison.failures)} not compared:", style="bold yellow")
         for failure in comparison.failures[:_SHOWN_FAILURES]:
-            console.print(f"  {failure}", style="yellow")
+            console.print(f"  {failure}", style="yellow", soft_wrap=True)
         if len(comparison.failures) > _SHOWN_FAILURES:
             console.print(f"  and {len(comparison.failures) - _SHOWN_FAILURES} more, see the report", style="yellow")
         console.print()
