@@ -8,7 +8,9 @@ Environment:
 """
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
@@ -36,12 +38,17 @@ def cpu_library(cpp_extension):
 
 
 def cuda_home():
-    """Toolkit folder of the nvcc on PATH (or CUDA_HOME), None where there is none."""
+    """Toolkit folder of CUDA_HOME or of the nvcc on PATH, None where there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home and (Path(home) / "bin" / "nvcc").exists():
         return Path(home)
     nvcc = shutil.which("nvcc")
-    return Path(nvcc).resolve().parent.parent if nvcc else None
+    if nvcc is None:
+        return None
+    # the nvcc on PATH may be a wrapper or a link: it knows itself where its toolkit is
+    dry = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    here = re.search(r"^#\$ _HERE_=(.+)$", dry.stderr, flags=re.MULTILINE)
+    return Path(here.group(1).strip()).parent if here else Path(nvcc).resolve().parent.parent
 
 
 def cuda_library(cpp_extension, home):

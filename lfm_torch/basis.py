@@ -126,8 +126,8 @@ def spectral_basis(
 
     The eigenvectors of eigenvalue 0 are known (one per connected component, ``D^{1/2} 1`` on it) and set exactly; the
     solver works in their complement, so disconnected graphs come out right. Eigenvectors are orthonormal; inside a
-    repeated eigenvalue the choice of basis is arbitrary but reproducible. Not differentiable yet: the result is detached,
-    with a warning where a gradient was asked for.
+    repeated eigenvalue the choice of basis is arbitrary but reproducible. Not differentiable yet: the result is
+    detached, with a warning where a gradient was asked for.
 
     Args:
         graph: A Graph (its symmetric normalised Laplacian is taken) or a Laplacian, "symmetric" or "unnormalized".
@@ -174,8 +174,8 @@ def spectral_basis(
         )
     if torch.is_grad_enabled() and laplacian.graph.weight.requires_grad:
         warnings.warn(
-            "spectral_basis is not differentiable yet: gradients stop here (detach the input, or use torch.no_grad(), to "
-            "say that this is meant)",
+            "spectral_basis is not differentiable yet: gradients stop here (detach the input, or use "
+            "torch.no_grad(), to say that this is meant)",
             LFMWarning,
             stacklevel=2,
         )

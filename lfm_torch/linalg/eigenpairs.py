@@ -39,7 +39,8 @@ class Eigenpairs:
 
 def residual_norms(operator: SymmetricOperator, evals: Tensor, evecs: Tensor) -> Tensor:
     """Norms ``|L v_i - lambda_i v_i|``, ``[..., m]``."""
-    return torch.linalg.vector_norm(operator.apply(evecs) - evecs * evals.unsqueeze(-2), dim=-2)
+    norms: Tensor = torch.linalg.vector_norm(operator.apply(evecs) - evecs * evals.unsqueeze(-2), dim=-2)
+    return norms
 
 
 def dense_eigenpairs(operator: SymmetricOperator, n_pairs: int, known: Tensor | None = None) -> Eigenpairs:
