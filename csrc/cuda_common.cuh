@@ -65,6 +65,10 @@ inline unsigned grid_of(int64_t blocks) {
   return static_cast<unsigned>(blocks);
 }
 
+inline void check_cuda(const char* name, const Tensor& t) {
+  LFM_CHECK(t.is_cuda(), name, " must be on a CUDA device like the other tensors, got another kind of device");
+}
+
 inline void check_same_device(const char* name, const Tensor& t, const char* like_name, const Tensor& like) {
   LFM_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), name, " must be on the device of ",
             like_name, ", cuda:", like.get_device_index(), ", got ", t.is_cuda() ? "cuda:" : "another kind of device ",

@@ -147,11 +147,15 @@ def check_knn(x: Tensor, y: Tensor | None, k: int, metric: str) -> None:
     if y is None:
         assert bool((indices != torch.arange(m).view(1, m, 1)).all())
     eps = torch.finfo(x.dtype).eps
-    tolerance = 8 * eps * wanted.abs().amax(dim=-1, keepdim=True)
+    tolerance = 8 * eps * wanted.double().abs()
     if metric in ("angular", "cosine"):
         # unit rows carry an error of 2^-53 each, in whatever order their norms are summed
-        slope = (2 * wanted.double()).sqrt() if metric == "cosine" else torch.ones_like(wanted, dtype=torch.float64)
-        tolerance = 8 * eps * wanted.double() + 1e-15 * slope + 1e-30
+        tolerance += 1e-15 * ((2 * wanted.double()).sqrt() if metric == "cosine" else 1.0) + 1e-30
+    elif metric == "inner_product":
+        # terms of a product cancel: float64 errors are relative to the lengths
+        lengths = (x if y is None else y).double().norm(dim=-1)
+        others = lengths.gather(1, wanted_indices.flatten(1)).view(wanted.shape)
+        tolerance += 2e-15 * x.double().norm(dim=-1, keepdim=True) * others + 1e-44
     finite = wanted.isfinite()
     assert torch.equal(distances[~finite], wanted[~finite])
     assert bool(((distances - wanted).abs() <= tolerance)[finite].all())

@@ -49,7 +49,8 @@ using Key = unsigned long long;
 
 // Every edge in both directions, as the key row * n + column within the point set: in CSR order, and few bits to sort.
 template <class T>
-__global__ void __launch_bounds__(kThreads) key_kernel(Edges edges, const T* weights, Key* keys, T* values, Key* invalid) {
+__global__ void __launch_bounds__(kThreads)
+    key_kernel(Edges edges, const T* weights, Key* keys, T* values, Key* invalid) {
   const int64_t e = thread_index();
   if (e >= edges.count) return;
   const int64_t from = edges.from(e), first = edges.first(from);
@@ -93,20 +94,22 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) fill_kernel(const Key* keys, const T* values, const int64_t* entries, int64_t count,
-                                                        int64_t n, Mode mode, int32_t* col, T* weight) {
+__global__ void __launch_bounds__(kThreads) fill_kernel(const Key* keys, const T* values, const int64_t* entries,
+                                                        int64_t count, int64_t n, Mode mode, int32_t* col, T* weight) {
   const int64_t p = thread_index();
   if (p >= count || !is_entry(keys, p, count, mode)) return;
   const int64_t row = keys[p] / n, at = entries[p];
   // an absent direction weighs 0; the three combinations do not depend on which direction is which
   const T one = values[p], other = p + 1 < count && keys[p + 1] == keys[p] ? values[p + 1] : T(0);
   col[at] = static_cast<int32_t>(row / n * n + static_cast<int64_t>(keys[p] % n));
-  weight[at] = mode == Mode::mean ? (one + other) / 2 : mode == Mode::union_ ? (one < other ? other : one)
-                                                                             : (other < one ? other : one);
+  weight[at] = mode == Mode::mean     ? (one + other) / 2
+               : mode == Mode::union_ ? (one < other ? other : one)
+                                      : (other < one ? other : one);
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tensor& weights, Mode mode, cudaStream_t stream) {
+std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tensor& weights, Mode mode,
+                                              cudaStream_t stream) {
   const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n;
   const Edges edges{indices.const_data_ptr<int64_t>(), n, k, rows * k};
   const int64_t count = 2 * edges.count;
@@ -156,7 +159,8 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   Tensor col = torch::stable::new_empty(indices, {nnz}, ScalarType::Int);
   Tensor weight = torch::stable::new_empty(weights, {nnz});
   fill_kernel<T><<<grid_for(count), kThreads, 0, stream>>>(keys.Current(), values.Current(), entries, count, n, mode,
-                                                           col.mutable_data_ptr<int32_t>(), weight.mutable_data_ptr<T>());
+                                                           col.mutable_data_ptr<int32_t>(),
+                                                           weight.mutable_data_ptr<T>());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {rowptr, col, weight};
 }
@@ -211,14 +215,15 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-void symmetrize_backward(const Edges& edges, const Tensor& weights, const Csr& csr, const Tensor& grad, Mode mode, T* out,
-                         cudaStream_t stream) {
+void symmetrize_backward(const Edges& edges, const Tensor& weights, const Csr& csr, const Tensor& grad, Mode mode,
+                         T* out, cudaStream_t stream) {
   const int64_t nnz = grad.size(0);
   const Buffer<T> directed(grad, mode == Mode::mean ? 0 : nnz);
   if (mode != Mode::mean && nnz > 0) {
     // all bits set is a NaN
     STD_CUDA_CHECK(cudaMemsetAsync(directed.get(), 0xFF, nnz * sizeof(T), stream));
-    direct_kernel<T><<<grid_for(edges.count), kThreads, 0, stream>>>(edges, weights.const_data_ptr<T>(), csr, directed.get());
+    direct_kernel<T>
+        <<<grid_for(edges.count), kThreads, 0, stream>>>(edges, weights.const_data_ptr<T>(), csr, directed.get());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   backward_kernel<T><<<grid_for(edges.count), kThreads, 0, stream>>>(
@@ -227,8 +232,8 @@ void symmetrize_backward(const Edges& edges, const Tensor& weights, const Csr& c
 }
 
 // Forest of the nodes: parent[i] <= i, so that the root of a tree is its smallest node. Trees are joined by hooking the
-// larger root under the smaller one (Jaiganesh & Burtscher 2018, ECL-CC); other threads may shorten paths meanwhile, but
-// what they write is an ancestor too.
+// larger root under the smaller one (Jaiganesh & Burtscher 2018, ECL-CC); other threads may shorten paths meanwhile,
+// but what they write is an ancestor too.
 __device__ inline int32_t find_root(volatile int32_t* parent, int32_t node) {
   int32_t up = parent[node];
   while (up != node) {
@@ -242,14 +247,16 @@ __device__ inline int32_t find_root(volatile int32_t* parent, int32_t node) {
 }
 
 // A first guess that joins most nodes: the smallest neighbour, if it is smaller than the node.
-__global__ void __launch_bounds__(kThreads) plant_kernel(const int64_t* rowptr, const int32_t* col, int64_t rows, int32_t* parent) {
+__global__ void __launch_bounds__(kThreads)
+    plant_kernel(const int64_t* rowptr, const int32_t* col, int64_t rows, int32_t* parent) {
   const int64_t i = thread_index();
   if (i >= rows) return;
   const int32_t node = static_cast<int32_t>(i);
   parent[i] = rowptr[i] < rowptr[i + 1] ? min(node, col[rowptr[i]]) : node;
 }
 
-__global__ void __launch_bounds__(kThreads) hook_kernel(const int64_t* rowptr, const int32_t* col, int64_t rows, int32_t* parent) {
+__global__ void __launch_bounds__(kThreads)
+    hook_kernel(const int64_t* rowptr, const int32_t* col, int64_t rows, int32_t* parent) {
   const int64_t row = thread_index() / kWarp;
   if (row >= rows) return;
   for (int64_t e = rowptr[row] + threadIdx.x % kWarp; e < rowptr[row + 1]; e += kWarp) {
@@ -264,8 +271,10 @@ __global__ void __launch_bounds__(kThreads) hook_kernel(const int64_t* rowptr, c
   }
 }
 
-// label[i] = root of i; is_root marks the roots, and the sums over the marks before a root are the number of its component.
-__global__ void __launch_bounds__(kThreads) root_kernel(const int32_t* parent, int64_t rows, int64_t* label, int64_t* is_root) {
+// label[i] = root of i; is_root marks the roots, and the sums over the marks before a root are the number of its
+// component.
+__global__ void __launch_bounds__(kThreads)
+    root_kernel(const int32_t* parent, int64_t rows, int64_t* label, int64_t* is_root) {
   const int64_t i = thread_index();
   if (i >= rows) return;
   int32_t root = static_cast<int32_t>(i);
@@ -280,6 +289,7 @@ __global__ void __launch_bounds__(kThreads) number_kernel(const int64_t* number,
 }
 
 void check_lists(const Tensor& indices, const Tensor& weights) {
+  check_cuda("weights", weights);
   check_dim("indices", indices, 3);
   check_dtype("indices", indices, ScalarType::Long, "int64");
   check_contiguous("indices", indices);
@@ -327,6 +337,7 @@ Tensor symmetrize_edges_backward_cuda(Tensor indices, Tensor weights, Tensor row
 }
 
 Tensor connected_components_cuda(Tensor rowptr, Tensor col) {
+  check_cuda("rowptr", rowptr);
   check_csr(rowptr, col);
   check_same_device("col", col, "rowptr", rowptr);
   const int64_t rows = rowptr.size(0) - 1;

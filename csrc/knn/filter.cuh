@@ -3,11 +3,11 @@
 // Bounds. Points are shifted to a centre (not for inner products), scaled by a power of two to magnitudes below 2 and
 // rounded to float32: p. With u = 2^-24, h = |p|^2 / 2 and acc the float32 sum of p_i p_j in any order of summation,
 //   | |q_i - q_j|^2 / 2 - (h_i + h_j - acc) | <= eps (h_i + h_j) + slack,   eps = (d + 32) u / (1 - (d + 32) u),
-// for the unrounded points q: rounding the points costs 4 u (h_i + h_j), the sum d u |p_i| |p_j| <= d u (h_i + h_j). Two
-// distances that round to the same T, which the index then orders, differ by less than 8.1 u (h_i + h_j) here: eps covers
-// that too, so a column with lower > upper of another is farther after rounding as well. `slack` covers products that
-// underflow and results that are denormal in T. Inner products have the same bound around -acc, with |p_i| |p_j| for
-// h_i + h_j. The sums below are rounded outwards, so lower and upper are true bounds. Hence, if k columns have
+// for the unrounded points q: rounding the points costs 4 u (h_i + h_j), the sum d u |p_i| |p_j| <= d u (h_i + h_j).
+// Two distances that round to the same T, which the index then orders, differ by less than 8.1 u (h_i + h_j) here: eps
+// covers that too, so a column with lower > upper of another is farther after rounding as well. `slack` covers products
+// that underflow and results that are denormal in T. Inner products have the same bound around -acc, with |p_i| |p_j|
+// for h_i + h_j. The sums below are rounded outwards, so lower and upper are true bounds. Hence, if k columns have
 // upper <= t, no column with lower > t is among the k nearest: the limit of a row is about the k-th smallest upper
 // bound that it has seen.
 #pragma once
@@ -60,9 +60,9 @@ struct Filter {
 // tile are written without bank conflicts.
 __device__ inline int four_of(int line, int four) { return line * (kTile / 4) + (four ^ (line / 4)); }
 
-// Keeps what passes of kTile / 2 lines: a warp takes eight of them, one at a time, a lane four of the columns. Line i is
-// the row in slot first_slot + i of the lists.
-// kDirect: the first columns, kept without a test, the candidate of column c in slot direct_slot + c.
+// Keeps what passes of kTile / 2 lines: a warp takes eight of them, one at a time, a lane four of the columns. Line i
+// is the row in slot first_slot + i of the lists. kDirect: the first columns, kept without a test, the candidate of
+// column c in slot direct_slot + c.
 template <bool kDirect, bool kInner>
 __device__ inline void keep_lines(const Filter& f, const float4* tile, int first_slot, int column_panel, int batch,
                                   int direct_slot) {
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2) filter_kernel(Filter f) {
   const float* columns = f.column_panels + (int64_t{batch} * p.column_panels + column_panel) * p.depth * kTile + copy;
   const auto fetch = [&](int step) {
     if (step < steps) {
-      float(*stage)[kDepth * kTile] = stages[step % kStages];
+      float (*stage)[kDepth * kTile] = stages[step % kStages];
       __pipeline_memcpy_async(&stage[0][copy], rows, 16);
       __pipeline_memcpy_async(&stage[1][copy], columns, 16);
       rows += kDepth * kTile;

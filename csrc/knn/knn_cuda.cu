@@ -1,8 +1,8 @@
 // Exact k nearest neighbours on the GPU: a float32 filter with proven bounds (filter.cuh), then float64 differences of
 // what is left (rank.cuh). Columns are visited in chunks that grow as the limits of the rows tighten, so that no n x m
 // array exists; a row that keeps more candidates than fit is searched exactly over all columns. The host reads nothing
-// back, so a call can be captured in a CUDA graph, and nothing depends on scheduling: the order in which candidates arrive
-// is undone by the sort.
+// back, so a call can be captured in a CUDA graph, and nothing depends on scheduling: the order in which candidates
+// arrive is undone by the sort.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -28,8 +28,8 @@ Metric metric_of(const std::string& metric) {
   if (metric == "euclidean") return Metric::euclidean;
   if (metric == "cosine") return Metric::cosine;
   if (metric == "angular") return Metric::angular;
-  LFM_CHECK(metric == "inner_product",
-            "metric must be one of 'euclidean', 'cosine', 'angular', 'inner_product', got '", metric, "'");
+  LFM_CHECK(metric == "inner_product", "metric must be one of 'euclidean', 'cosine', 'angular', 'inner_product', got '",
+            metric, "'");
   return Metric::inner_product;
 }
 
@@ -74,16 +74,16 @@ void find_extent(const S* x, const double* centre, int64_t batch, int64_t count,
 }
 
 template <class T, class S>
-void fill_panels(const Problem& p, const S* x, const double* centre, const Extent* extent, int64_t batch, bool is_column,
-                 const Panels& out, cudaStream_t stream) {
+void fill_panels(const Problem& p, const S* x, const double* centre, const Extent* extent, int64_t batch,
+                 bool is_column, const Panels& out, cudaStream_t stream) {
   const int64_t panels = is_column ? p.column_panels : p.row_panels;
   panel_kernel<S, T><<<grid_of(batch * panels * (kTile / kStripRows)), kThreads, 0, stream>>>(
       p, x, centre, extent, is_column, out.points.get(), out.bounds.get());
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Sizes of the candidate lists and of the groups of rows that share them. Visits are panels of columns, or, mirrored, the
-// steps around the circle of panels, each of which brings a panel forwards and one backwards.
+// Sizes of the candidate lists and of the groups of rows that share them. Visits are panels of columns, or, mirrored,
+// the steps around the circle of panels, each of which brings a panel forwards and one backwards.
 struct Plan {
   bool mirrored;
   int visits, first_visits;  // in all, and those of the first chunk, whose columns are kept without a test
@@ -102,7 +102,9 @@ template <class T>
 Plan plan_for(const Problem& p, int64_t batch) {
   Plan plan{};
   const double k = p.k, m = static_cast<double>(p.columns);
-  const auto panels = [&](double columns) { return static_cast<int>(std::min<double>(p.column_panels, columns / kTile + 1)); };
+  const auto panels = [&](double columns) {
+    return static_cast<int>(std::min<double>(p.column_panels, columns / kTile + 1));
+  };
   // with the first F columns kept, k m / F of the others pass: the sum is smallest here
   int first = panels(std::max(std::sqrt(k * m), 2 * k) + kTile);
   if (p.column_panels <= kFewPanels || 2 * first >= p.column_panels) first = p.column_panels;
@@ -119,8 +121,8 @@ Plan plan_for(const Problem& p, int64_t batch) {
   return plan;
 }
 
-// Visits of the chunk after `seen` of them: as many as fill about half of the free slots of a list, if their columns are
-// like those seen.
+// Visits of the chunk after `seen` of them: as many as fill about half of the free slots of a list, if their columns
+// are like those seen.
 int next_chunk(const Problem& p, const Plan& plan, int seen) {
   const double free = static_cast<double>(plan.list()) - 1.5 * p.k - kTile;
   const double grown = seen * free / (2.0 * p.k);
@@ -145,7 +147,8 @@ void search_group(Rank<T, S> rank, const Plan& plan, cudaStream_t stream) {
     fixed_count = -1;
     f.first_column_panel = seen;
     f.column_panels_here = next_chunk(p, plan, seen);
-    filter_kernel<false, kInner><<<grid_of(int64_t{f.row_panels_here} * f.column_panels_here), kThreads, 0, stream>>>(f);
+    filter_kernel<false, kInner>
+        <<<grid_of(int64_t{f.row_panels_here} * f.column_panels_here), kThreads, 0, stream>>>(f);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     seen += f.column_panels_here;
   }
@@ -163,8 +166,8 @@ void search(const Problem& p, const Tensor& like, const S* x, const S* y, int64_
   const Buffer<double> centre(like, batch * p.features);
   const Buffer<Extent> extent(like, 2 * batch);
   if (!kInner) {
-    centre_kernel<S><<<grid_of(batch * ceil_div(p.features, kWarp)), kThreads, 0, stream>>>(database, p.columns, p.features,
-                                                                                           centre.get());
+    centre_kernel<S><<<grid_of(batch * ceil_div(p.features, kWarp)), kThreads, 0, stream>>>(database, p.columns,
+                                                                                            p.features, centre.get());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   const double* shift = kInner ? nullptr : centre.get();
@@ -215,6 +218,7 @@ void make_unit(const T* x, double* unit, int64_t rows, int64_t d, cudaStream_t s
 }
 
 std::tuple<Tensor, Tensor> knn_cuda(Tensor x, std::optional<Tensor> y, int64_t n_neighbors, std::string metric) {
+  check_cuda("x", x);
   check_dim("x", x, 3);
   check_floating("x", x);
   check_contiguous("x", x);

@@ -1,5 +1,5 @@
-// Preparation, linear in the input: unit rows for the angular metrics, a centre, a power-of-two scale, and the points in
-// float32 panels with the half squared norms that the bounds are made of.
+// Preparation, linear in the input: unit rows for the angular metrics, a centre, a power-of-two scale, and the points
+// in float32 panels with the half squared norms that the bounds are made of.
 #pragma once
 
 #include "knn/problem.cuh"
@@ -82,8 +82,9 @@ __global__ void __launch_bounds__(kThreads)
 // Points in panels, [panel][feature][kTile], so that the filter copies them to shared memory as they lie, and the two
 // numbers of each point that bounds are made of (filter.cuh).
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads) panel_kernel(Problem p, const S* x, const double* centre, const Extent* extent,
-                                                         bool is_column, float* panels, float2* bounds) {
+__global__ void __launch_bounds__(kThreads)
+    panel_kernel(Problem p, const S* x, const double* centre, const Extent* extent, bool is_column, float* panels,
+                 float2* bounds) {
   constexpr int kWarps = kThreads / kWarp, kRowsPerWarp = kStripRows / kWarps;
   __shared__ float strip[kStripRows][kWarp + 1];
   const int64_t count = is_column ? p.columns : p.rows;

@@ -11,18 +11,18 @@ constexpr int kTile = 128;  // rows and columns of a filter tile; a panel holds 
 enum class Metric { euclidean, cosine, angular, inner_product };
 
 struct Problem {
-  int64_t rows, columns, features;    // n, m, d of each point set of the batch
-  int row_panels, column_panels;      // rows and columns in panels, rounded up
-  int64_t depth;                      // features in the panels, padded with zeros
-  int64_t column_step;                // position c of the column panels holds point c * column_step % columns
+  int64_t rows, columns, features;  // n, m, d of each point set of the batch
+  int row_panels, column_panels;    // rows and columns in panels, rounded up
+  int64_t depth;                    // features in the panels, padded with zeros
+  int64_t column_step;              // position c of the column panels holds point c * column_step % columns
   int k;
   bool self;  // rows are the columns, in the order of the panels, and none is its own neighbour
   Metric metric;
   double epsilon, slack;  // of the bounds, see filter.cuh
 };
 
-// The database is visited in a scattered order, so that the first columns of a sorted or clustered set are a fair sample
-// of all of it and give a useful threshold.
+// The database is visited in a scattered order, so that the first columns of a sorted or clustered set are a fair
+// sample of all of it and give a useful threshold.
 __device__ inline int64_t point_of_column(const Problem& p, int64_t position) {
   return position * p.column_step % p.columns;
 }
@@ -35,11 +35,12 @@ using Extent = unsigned long long;
 
 struct Units {
   double row, column;  // powers of two that bring the largest magnitude to [1, 2)
-  bool filterable;     // false: nearly denormal, overflowing or all-zero data, where the bounds of the filter do not hold
+  bool filterable;  // false: nearly denormal, overflowing or all-zero data, where the bounds of the filter do not hold
 };
 
-// T is the dtype of the result: its rounding must be relative for the bounds to hold, so values near its underflow or
-// overflow are not filterable. (Bounds of the exponents: see filter.cuh.)
+// T is the dtype of the result. Its rounding is relative only away from its underflow: a denormal errs by 2^-150
+// (2^-1075), and that, times the factor by which distances are scaled here (the square of it for "cosine", both factors
+// for products), has to stay below the slack of the bounds, d 2^-56. Neither may it overflow.
 template <class T>
 __device__ inline Units units_of(const Problem& p, const Extent* extent, int64_t batch) {
   constexpr bool kSingle = sizeof(T) == 4;

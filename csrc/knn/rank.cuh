@@ -51,15 +51,15 @@ struct Row {
   const Rank<T, S>& r;
   const Problem& p;
   SelectShared& s;
-  int& size;           // shared
+  int& size;                           // shared
   int (&warp_ties)[kThreads / kWarp];  // shared
   Entry<T>* list;
   const S* point;
   const S* columns;
   int index;  // of the row in its point set
 
-  // f(valid, key, column) for all columns in ascending order, kPairs at a time, called by the whole block; one lane of a
-  // group has valid set, for a column that is not the point itself.
+  // f(valid, key, column) for all columns in ascending order, kPairs at a time, called by the whole block; one lane of
+  // a group has valid set, for a column that is not the point itself.
   template <class F>
   __device__ void for_each_column(const F& f) const {
     for (int64_t base = 0; base < p.columns; base += kPairs) {

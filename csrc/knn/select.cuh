@@ -35,8 +35,8 @@ struct SelectShared {
   int total, bin, below, inside;
 };
 
-// At least k keys are <= limit, if there are k; `below` keys are smaller than those of the last bin, which has `inside`.
-// When the last bin is a single key, that key is the limit.
+// At least k keys are <= limit, if there are k; `below` keys are smaller than those of the last bin, which has
+// `inside`. When the last bin is a single key, that key is the limit.
 struct Selection {
   Key limit;
   int below, inside;

@@ -1,5 +1,5 @@
-// laplacian_product and its edge gradient on the GPU: one warp per row, its lanes shared out over edges and columns. Sums
-// have a fixed order, so results do not change from run to run.
+// laplacian_product and its edge gradient on the GPU: one warp per row, its lanes shared out over edges and columns.
+// Sums have a fixed order, so results do not change from run to run.
 #include <torch/csrc/stable/library.h>
 
 #include <initializer_list>
@@ -36,8 +36,8 @@ struct Product {
   T a, b, c;
 };
 
-// y = (a diagonal + b) x - a left sum_e weight_e right_j x_j + c z. A warp takes one row and one block of columns; kLanes
-// lanes go across the columns, so that 32 / kLanes edges are added at once.
+// y = (a diagonal + b) x - a left sum_e weight_e right_j x_j + c z. A warp takes one row and one block of columns;
+// kLanes lanes go across the columns, so that 32 / kLanes edges are added at once.
 template <class T, int kVector, int kLanes>
 __global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
   constexpr int kEdges = kWarp / kLanes, kInFlight = kLanes < 8 ? kLanes : 8;
@@ -185,15 +185,23 @@ void check_block(const char* name, const Tensor& t, const Tensor& x, int64_t row
   check_contiguous(name, t);
 }
 
-Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right, Tensor x,
-                              std::optional<Tensor> z, double a, double b, double c) {
-  check_csr(rowptr, col);
-  const int64_t rows = rowptr.size(0) - 1;
+// Returns the number of rows.
+int64_t check_graph(const Tensor& rowptr, const Tensor& col, const Tensor& x) {
+  check_cuda("x", x);
   check_floating("x", x);
   check_dim("x", x, 2);
-  check_block("x", x, x, rows);
+  check_csr(rowptr, col);
   check_same_device("rowptr", rowptr, "x", x);
   check_same_device("col", col, "x", x);
+  const int64_t rows = rowptr.size(0) - 1;
+  LFM_CHECK(rows <= INT32_MAX, "rowptr must number at most 2^31 - 1 nodes, got ", rows);
+  return rows;
+}
+
+Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
+                              Tensor x, std::optional<Tensor> z, double a, double b, double c) {
+  const int64_t rows = check_graph(rowptr, col, x);
+  check_block("x", x, x, rows);
   check_scaling("weight", weight, x, col.size(0));
   check_scaling("diagonal", diagonal, x, rows);
   check_scaling("left", left, x, rows);
@@ -229,14 +237,9 @@ Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor d
 }
 
 Tensor edge_products_cuda(Tensor rowptr, Tensor col, Tensor left, Tensor right, Tensor g, Tensor x) {
-  check_csr(rowptr, col);
-  const int64_t rows = rowptr.size(0) - 1;
-  check_floating("x", x);
-  check_dim("x", x, 2);
+  const int64_t rows = check_graph(rowptr, col, x);
   check_block("x", x, x, rows);
   check_block("g", g, x, rows);
-  check_same_device("rowptr", rowptr, "x", x);
-  check_same_device("col", col, "x", x);
   check_scaling("left", left, x, rows);
   check_scaling("right", right, x, rows);
   const DeviceScope scope(x);
