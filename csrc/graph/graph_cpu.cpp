@@ -1,5 +1,6 @@
 // From directed neighbour lists to a symmetric CSR graph, in linear time: transposing a CSR matrix sorts its rows, so
 // two transpositions give both orientations of every edge in sorted order, and one merge combines them.
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -33,18 +34,22 @@ T combine(Mode mode, T forward, T backward) {
 }
 
 template <class T>
+struct Edge {  // together: a transposition writes to one place instead of two
+  int32_t node;
+  T weight;
+};
+
+template <class T>
 struct Lists {  // CSR with columns in ascending order
   std::vector<int64_t> start;
-  std::vector<int32_t> node;
-  std::vector<T> weight;
+  std::unique_ptr<Edge<T>[]> edge;
 };
 
 // Transposes the matrix whose row i holds entries start(i) to start(i + 1), columns numbered from first(i). Each worker
 // owns a range of rows and, per column, a range of the slots, so that columns come out sorted whatever the number of
 // workers.
-template <class T, class Index, class Start, class First>
-Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const First& first, const Index* column,
-                   const T* value) {
+template <class T, class Start, class First, class EdgeAt>
+Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const First& first, const EdgeAt& edge) {
   const int64_t workers = std::max<int64_t>(1, std::min<int64_t>({torch::stable::get_num_threads(), 8, entries >> 14}));
   const auto first_row = [&](int64_t worker) { return rows * worker / workers; };
   std::vector<std::vector<int64_t>> slots(workers);
@@ -53,7 +58,7 @@ Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const Firs
     count.assign(rows, 0);
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
       int64_t* own = count.data() + first(i);
-      for (int64_t e = start(i); e < start(i + 1); ++e) ++own[column[e]];
+      for (int64_t e = start(i); e < start(i + 1); ++e) ++own[edge(e).node];
     }
   });
   Lists<T> out;
@@ -68,15 +73,13 @@ Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const Firs
     }
   }
   out.start[rows] = total;
-  out.node.resize(entries);
-  out.weight.resize(entries);
+  out.edge.reset(new Edge<T>[entries]);  // left as it is: every entry is written below
   parallel_tasks(workers, [&](int64_t worker) {
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
       int64_t* slot = slots[worker].data() + first(i);
       for (int64_t e = start(i); e < start(i + 1); ++e) {
-        const int64_t at = slot[column[e]]++;
-        out.node[at] = static_cast<int32_t>(i);
-        out.weight[at] = value[e];
+        const Edge<T> old = edge(e);
+        out.edge[slot[old.node]++] = {static_cast<int32_t>(i), old.weight};
       }
     }
   });
@@ -88,10 +91,11 @@ template <class T, class Emit>
 void merge(const Lists<T>& forward, const Lists<T>& backward, int64_t row, const Emit& emit) {
   int64_t f = forward.start[row], b = backward.start[row];
   const int64_t f_end = forward.start[row + 1], b_end = backward.start[row + 1];
+  const Edge<T> none{INT32_MAX, T(0)};
   while (f < f_end || b < b_end) {
-    const int32_t to = f < f_end ? forward.node[f] : INT32_MAX, from = b < b_end ? backward.node[b] : INT32_MAX;
-    const bool has_f = to <= from, has_b = from <= to;
-    emit(std::min(to, from), has_f ? forward.weight[f] : T(0), has_b ? backward.weight[b] : T(0), has_f && has_b);
+    const Edge<T> to = f < f_end ? forward.edge[f] : none, from = b < b_end ? backward.edge[b] : none;
+    const bool has_f = to.node <= from.node, has_b = from.node <= to.node;
+    emit(std::min(to.node, from.node), has_f ? to.weight : T(0), has_b ? from.weight : T(0), has_f && has_b);
     f += has_f;
     b += has_b;
   }
@@ -104,11 +108,12 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n, entries = rows * k;
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const T* weight = weights.const_data_ptr<T>();
-  const Lists<T> backward =
-      transpose(rows, entries, [k](int64_t i) { return i * k; }, [n](int64_t i) { return i / n * n; }, index, weight);
-  const Lists<T> forward = transpose(
+  const Lists<T> backward = transpose<T>(
+      rows, entries, [k](int64_t i) { return i * k; }, [n](int64_t i) { return i / n * n; },
+      [=](int64_t e) { return Edge<T>{static_cast<int32_t>(index[e]), weight[e]}; });
+  const Lists<T> forward = transpose<T>(
       rows, entries, [&](int64_t i) { return backward.start[i]; }, [](int64_t) { return int64_t{0}; },
-      backward.node.data(), backward.weight.data());
+      [&](int64_t e) { return backward.edge[e]; });
 
   Tensor rowptr = torch::stable::new_empty(indices, {rows + 1});
   int64_t* pointer = rowptr.mutable_data_ptr<int64_t>();

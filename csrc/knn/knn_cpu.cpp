@@ -40,6 +40,7 @@ Metric metric_of(const std::string& metric) {
 constexpr int kPanelVectors = 3;   // a panel is this many vectors of points
 constexpr int64_t kRowPanels = 2;  // panels of rows a task works on
 constexpr int64_t kDepth = 128;    // features multiplied before the sums are written out: two panels then fit in L1
+constexpr int64_t kAhead = 4;           // candidates fetched ahead in the exact pass
 constexpr int64_t kChunkFloats = 2048;  // columns whose lower bounds are held at a time
 
 // One point set, packed for the filter.
@@ -197,6 +198,10 @@ LFM_INLINE void exact_body(const Exact<T>& e) {
   using In = simd::Vec<T, kLanes>;
   for (int64_t c = 0; c < e.count; ++c) {
     const T* point = e.points + e.index[c] * e.d;
+    if (c + kAhead < e.count) {  // the candidates lie anywhere: ask for one before it is needed
+      const char* next = reinterpret_cast<const char*>(e.points + e.index[c + kAhead] * e.d);
+      for (int64_t byte = 0; byte < std::min<int64_t>(e.d * sizeof(T), 512); byte += 64) __builtin_prefetch(next + byte);
+    }
     const double scale = e.scale[e.index[c]];
     V sum[kVectors] = {};
     double total = 0;

@@ -20,9 +20,11 @@ namespace {
 
 using namespace knn;
 
-constexpr int64_t kWorkspaceBytes = int64_t{512} << 20;  // candidates of the rows in flight; at least one panel of rows
-constexpr int64_t kSharedBytes = 32 << 10;               // results of a row above this are sorted in global memory
-constexpr int kFewPanels = 1024 / kTile;                 // so few columns are kept without a test, in one chunk
+constexpr int64_t kWorkspaceBytes = 512 << 20;  // candidates of the rows in flight; at least one panel of rows
+constexpr int64_t kSharedBytes = 32 << 10;      // results of a row above this are sorted in global memory
+constexpr int kFewPanels = 1024 / kTile;        // so few columns are kept without a test, in one chunk
+constexpr int kListSlots = 1024;                // of candidates, at least; four for every neighbour
+constexpr int kResultSlots = 512;               // of results, at least; two for every neighbour
 
 Metric metric_of(const std::string& metric) {
   if (metric == "euclidean") return Metric::euclidean;
@@ -108,9 +110,9 @@ Plan plan_for(const Problem& p, int64_t batch) {
   // with the first F columns kept, k m / F of the others pass: the sum is smallest here
   int first = panels(std::max(std::sqrt(k * m), 2 * k) + kTile);
   if (p.column_panels <= kFewPanels || 2 * first >= p.column_panels) first = p.column_panels;
-  plan.list_panels = panels(std::max(1024.0, 4 * k));
+  plan.list_panels = panels(std::max<double>(kListSlots, 4 * k));
   first = std::min(first, plan.list_panels);
-  plan.sorted = power_of_two_at_least(std::max<int64_t>(512, int64_t{2} * p.k));
+  plan.sorted = power_of_two_at_least(std::max<int64_t>(kResultSlots, int64_t{2} * p.k));
   plan.in_shared = plan.sorted * static_cast<int64_t>(sizeof(Entry<T>)) <= kSharedBytes;
   const int64_t row = plan.list() * sizeof(Candidate) + (plan.in_shared ? 0 : plan.sorted * sizeof(Entry<T>));
   const int64_t most = std::max<int64_t>(1, std::min(batch * p.row_panels, kWorkspaceBytes / (row * kTile)));

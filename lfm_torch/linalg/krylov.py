@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs, residual_norms
+from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 
 _BLOCK = 16
@@ -36,40 +36,44 @@ def krylov(
         return dense_eigenpairs(operator, n_pairs, known)
     capacity = min(room - block, max(8 * n_pairs, 256))
     kept = n_pairs + n_pairs // 2
-    limit = _MAX_ITERATIONS if max_iterations is None else max_iterations
+    # enough steps for the space to hold what is asked for, whatever the limit
+    limit = max(_MAX_ITERATIONS if max_iterations is None else max_iterations, n_pairs // block + 1)
     target = tol * operator.upper_bound / 2
 
-    space = torch.zeros(*operator.shape[:-1], capacity + block, dtype=known.dtype, device=known.device)
-    projected = torch.zeros(*operator.shape[:-2], capacity, capacity, dtype=torch.float64, device=known.device)
-    noise = torch.randn(*operator.shape[:-1], block, dtype=known.dtype, device=known.device, generator=generator)
+    # the known vectors come first, so that one projection removes them and the space
+    first = known.shape[-1]
+    shape = operator.shape[:-1]
+    space = torch.cat([known, known.new_empty(*shape, capacity + block)], -1)
+    projected = torch.zeros(*shape[:-1], capacity, capacity, dtype=torch.float64, device=known.device)
+    begin = torch.randn(*shape, block, dtype=known.dtype, device=known.device, generator=generator)
     # the sum of the given vectors, column by column, holds a component of each: a Krylov space finds them again at once
     if start is not None:
-        for first in range(0, start.shape[-1], block):
-            given = start[..., first : first + block]
-            noise[..., : given.shape[-1]] += given * operator.shape[-1] ** 0.5
-    space[..., :block] = _fill(noise, space[..., :0], known, generator)[0]
+        for column in range(0, start.shape[-1], block):
+            given = start[..., column : column + block]
+            begin[..., : given.shape[-1]] += given * operator.shape[-1] ** 0.5
+    space[..., first : first + block] = _fill(project_out(begin, known), known, generator)[0]
     size, next_check = 0, 3 * n_pairs
     history: list[tuple[int, float]] = []
     for iteration in range(1, limit + 1):
-        coupling = _extend(operator, space, projected, size, block, known, generator)
+        coupling = _extend(operator, space, projected, size, first, generator)
         size += block
         full = size + block > capacity
         if not (full or size >= next_check or iteration == limit):
             continue
         theta, rotation = torch.linalg.eigh(projected[..., :size, :size])
         # residual of a Ritz pair: the part of L v that leaves the space
-        norms = (coupling @ rotation[..., -block:, :n_pairs]).norm(dim=-2)
-        worst = float(norms.max())
+        worst = float((coupling @ rotation[..., -block:, :n_pairs]).norm(dim=-2).max())
         if worst <= 0.5 * target or iteration == limit:
-            vectors = space[..., :size] @ rotation[..., :n_pairs].to(space.dtype)
+            vectors = space[..., first : first + size] @ rotation[..., :n_pairs].to(space.dtype)
             pairs = _polish(operator, vectors, iteration)
             if iteration == limit or bool((pairs.residuals <= target).all()):
                 return pairs
         history.append((size, worst))
         next_check = size + _blocks_to_wait(history, target) * block
         if full:
-            size = _restart(space, projected, theta, rotation, coupling, size, kept, block)
-            next_check, history = size + 4 * block, []
+            _restart(space[..., first:], projected, theta, rotation, kept)
+            size, history = kept, []
+            next_check = size + 4 * block
     raise AssertionError("unreachable: the last iteration returns")
 
 
@@ -78,59 +82,56 @@ def _extend(
     space: Tensor,
     projected: Tensor,
     size: int,
-    block: int,
-    known: Tensor,
+    first: int,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Take the block at ``size`` into the space and append the next one; returns the coupling to that one."""
-    last = size + block
-    image = operator.apply(space[..., size:last].contiguous())
-    basis = space[..., :last]
-    first = basis.mT @ image
-    image = image - basis @ first
-    second = basis.mT @ image
-    image = image - basis @ second
-    column = (first + second).double()
+    """Take the block at ``size`` into the space and append the next one; returns the coupling to that one.
+
+    The operator is shifted to the middle of its spectrum, where most eigenvalues of a graph lie: little then cancels in
+    the projection, and one pass of it is enough unless the norms say otherwise.
+    """
+    last = size + _BLOCK
+    block = space[..., first + size : first + last].contiguous()
+    image = operator.apply(block, b=-operator.upper_bound / 2)
+    basis = space[..., : first + last]
+    before = image.norm(dim=-2)
+    coefficients = basis.mT @ image
+    image = image - basis @ coefficients
+    if bool((image.norm(dim=-2) < 0.7 * before).any()):
+        second = basis.mT @ image
+        image = image - basis @ second
+        coefficients = coefficients + second
+    column = coefficients[..., first:, :].double()
     projected[..., :last, size:last] = column
     projected[..., size:last, :last] = column.mT
     corner = projected[..., size:last, size:last]
     corner.copy_((corner + corner.mT) / 2)
-    following, coupling = _fill(image, basis, known, generator)
-    space[..., last : last + block] = following
+    following, coupling = _fill(image, basis, generator)
+    space[..., first + last : first + last + _BLOCK] = following
     return coupling.double()
 
 
-def _fill(image: Tensor, basis: Tensor, known: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _fill(image: Tensor, basis: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Orthonormal block that spans ``image`` (already orthogonal to ``basis``), and the coefficients of image in it.
 
     Directions that image lacks (the space is invariant, or nearly) are replaced by noise, with coefficient 0.
     """
-    image = project_out(image, known)
     q, present = orthonormalize(image)
     if not bool(present.all()):
         noise = torch.randn(image.shape, dtype=image.dtype, device=image.device, generator=generator)
-        noise = project_out(project_out(project_out(noise * ~present.unsqueeze(-2), known), basis), q)
+        noise = project_out(project_out(noise * ~present.unsqueeze(-2), basis), q)
         q, _ = orthonormalize(q + noise)
     return q, q.mT @ image
 
 
-def _restart(
-    space: Tensor,
-    projected: Tensor,
-    theta: Tensor,
-    rotation: Tensor,
-    coupling: Tensor,
-    size: int,
-    kept: int,
-    block: int,
-) -> int:
+def _restart(space: Tensor, projected: Tensor, theta: Tensor, rotation: Tensor, kept: int) -> None:
     """Shrink the space to its ``kept`` lowest Ritz vectors, followed by the block that continues it."""
-    following = space[..., size : size + block].clone()
+    size = rotation.shape[-1]
+    following = space[..., size : size + _BLOCK].clone()
     space[..., :kept] = space[..., :size] @ rotation[..., :kept].to(space.dtype)
-    space[..., kept : kept + block] = following
+    space[..., kept : kept + _BLOCK] = following
     projected.zero_()
     projected.diagonal(dim1=-2, dim2=-1)[..., :kept] = theta[..., :kept]
-    return kept
 
 
 def _blocks_to_wait(history: list[tuple[int, float]], target: float) -> int:
@@ -146,7 +147,9 @@ def _blocks_to_wait(history: list[tuple[int, float]], target: float) -> int:
 def _polish(operator: SymmetricOperator, vectors: Tensor, iterations: int) -> Eigenpairs:
     """A last Rayleigh-Ritz step on orthonormalised vectors, with true residuals."""
     vectors, _ = orthonormalize(vectors)
-    theta, rotation = torch.linalg.eigh((vectors.mT @ operator.apply(vectors)).double())
-    vectors = (vectors @ rotation.to(vectors.dtype)).contiguous()
-    theta = theta.to(vectors.dtype)
-    return Eigenpairs(theta, vectors, residual_norms(operator, theta, vectors), iterations)
+    image = operator.apply(vectors)
+    theta, rotation = torch.linalg.eigh((vectors.mT @ image).double())
+    theta, rotation = theta.to(vectors.dtype), rotation.to(vectors.dtype)
+    vectors, image = vectors @ rotation, image @ rotation
+    residuals = torch.linalg.vector_norm(image - vectors * theta.unsqueeze(-2), dim=-2)
+    return Eigenpairs(theta, vectors, residuals, iterations)
