@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-# ruff: noqa: E402 (the environment has to be set before torch reads it)
 import os
 
-# waiting threads sleep instead of spinning: on a busy machine small parallel regions are otherwise up to 50 times slower
+# Before torch reads it: waiting threads sleep instead of spinning. On a busy machine small parallel regions are
+# otherwise up to fifty times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pathlib import Path
