@@ -10,8 +10,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# CI runs the same examples every time; at home each run tries others
+hypothesis.settings.register_profile("home", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
 
 DATA = Path(os.environ.get("LFM_TORCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -40,7 +40,7 @@ Metric metric_of(const std::string& metric) {
 constexpr int kPanelVectors = 3;   // a panel is this many vectors of points
 constexpr int64_t kRowPanels = 2;  // panels of rows a task works on
 constexpr int64_t kDepth = 128;    // features multiplied before the sums are written out: two panels then fit in L1
-constexpr int64_t kAhead = 4;           // candidates fetched ahead in the exact pass
+constexpr int64_t kAhead = 4;      // candidates fetched ahead in the exact pass
 constexpr int64_t kChunkFloats = 2048;  // columns whose lower bounds are held at a time
 
 // One point set, packed for the filter.
@@ -200,7 +200,8 @@ LFM_INLINE void exact_body(const Exact<T>& e) {
     const T* point = e.points + e.index[c] * e.d;
     if (c + kAhead < e.count) {  // the candidates lie anywhere: ask for one before it is needed
       const char* next = reinterpret_cast<const char*>(e.points + e.index[c + kAhead] * e.d);
-      for (int64_t byte = 0; byte < std::min<int64_t>(e.d * sizeof(T), 512); byte += 64) __builtin_prefetch(next + byte);
+      for (int64_t byte = 0; byte < std::min<int64_t>(e.d * sizeof(T), 512); byte += 64)
+        __builtin_prefetch(next + byte);
     }
     const double scale = e.scale[e.index[c]];
     V sum[kVectors] = {};
@@ -291,6 +292,7 @@ class RowBlock {
   // Adds the columns of a chunk that may be among the k nearest of row i.
   void collect(int64_t i, int64_t base, int64_t size, float* lower, CandidateList& list) {
     if (p_.self && i >= base && i < base + size) lower[i - base] = std::numeric_limits<float>::infinity();
+    if (list.size() == 0 && size > p_.k) list.start(lower, size, p_.k, gap(i), spread(), columns_.half.data() + base);
     list.append_below(lower, size, base);
     if (list.size() >= std::max<int64_t>(2 * p_.k, p_.k + 256))
       list.tighten(p_.k, gap(i), spread(), columns_.half.data());

@@ -8,6 +8,10 @@
 #include <limits>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "simd.h"
 
 namespace lfm {
@@ -40,7 +44,7 @@ LFM_INLINE void count_below_body(const Count& c) {
 }
 LFM_SIMD_DISPATCH(, inline void, count_below, (const Count& c), (c))
 
-// Positions of the values <= limit, in order; out has room for size entries.
+// Positions of the values <= limit, in order; out has room for size + 8 entries.
 struct Gather {
   const float* values;
   int64_t size;
@@ -49,28 +53,47 @@ struct Gather {
   int64_t* count;
 };
 
-template <int kBytes>
-LFM_INLINE void positions_below_body(const Gather& g) {
-  constexpr int kLanes = simd::kLanes<float, kBytes>;
-  using V = simd::Vec<float, kLanes>;
-  using I = simd::Vec<int32_t, kLanes>;
-  const V limit = simd::broadcast<V>(g.limit);
-  int64_t found = 0, i = 0;
-  for (; i + kLanes <= g.size; i += kLanes) {
-    const I passes = simd::load<V>(g.values + i) <= limit;
-    // written without branches: every lane stores, and only a passing one moves the end
-    for (int lane = 0; lane < kLanes; ++lane) {
-      g.out[found] = static_cast<int32_t>(i + lane);
-      found -= passes[lane];
-    }
-  }
+// Written without branches: every lane stores, and only a passing one moves the end.
+inline int64_t positions_from(const Gather& g, int64_t i, int64_t found) {
   for (; i < g.size; ++i) {
     g.out[found] = static_cast<int32_t>(i);
     found += g.values[i] <= g.limit;
   }
-  *g.count = found;
+  return found;
 }
-LFM_SIMD_DISPATCH(, inline void, positions_below, (const Gather& g), (g))
+
+#if defined(__x86_64__)
+// For each mask of eight lanes, the lanes that are set, first.
+struct CompressTable {
+  uint8_t lanes[256][8] = {};
+  constexpr CompressTable() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 0, at = 0; lane < 8; ++lane)
+        if (mask >> lane & 1) lanes[mask][at++] = static_cast<uint8_t>(lane);
+  }
+};
+inline constexpr CompressTable kCompress{};
+
+LFM_TARGET_AVX2 inline void positions_below_avx2(const Gather& g) {
+  const __m256 limit = _mm256_set1_ps(g.limit);
+  int64_t found = 0, i = 0;
+  for (; i + 8 <= g.size; i += 8) {
+    const int mask = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(g.values + i), limit, _CMP_LE_OQ));
+    const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kCompress.lanes[mask]));
+    const __m256i positions = _mm256_add_epi32(_mm256_cvtepu8_epi32(lanes), _mm256_set1_epi32(static_cast<int>(i)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(g.out + found), positions);
+    found += __builtin_popcount(mask);
+  }
+  *g.count = positions_from(g, i, found);
+}
+#endif
+
+inline void positions_below(const Gather& g) {
+#if defined(__x86_64__)
+  if (simd::level() != simd::Level::generic) return positions_below_avx2(g);
+#endif
+  *g.count = positions_from(g, 0, 0);
+}
 
 // Smallest and largest of the values that are below infinity; low > high when there are none.
 struct Range {
@@ -140,10 +163,17 @@ class CandidateList {
   int64_t size() const { return static_cast<int64_t>(index_.size()); }
   const int32_t* indices() const { return index_.data(); }
 
+  // Sets a first threshold from one run of columns alone, so that not all of them become candidates.
+  void start(const float* lower, int64_t size, int64_t k, float gap, float spread, const float* half) {
+    upper_.resize(size);
+    for (int64_t c = 0; c < size; ++c) upper_[c] = lower[c] + (gap + spread * half[c]);
+    threshold_ = upper_quantile(upper_.data(), size, k);
+  }
+
   void append_below(const float* lower, int64_t size, int64_t base) {
     int64_t count = 0;
     const int64_t old = this->size();
-    positions_.resize(size);
+    positions_.resize(size + 8);
     positions_below({lower, size, std::min(threshold_, std::numeric_limits<float>::max()), positions_.data(), &count});
     lower_.resize(old + count);
     index_.resize(old + count);
