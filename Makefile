@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VEN
 NATIVE := $(shell find csrc -type f 2>/dev/null | sed 's/ /\\ /g')
 FILES := csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu $(wildcard csrc/*.cuh csrc/*/*.cuh)
 
-.PHONY: setup demo test bench gpu lint format wheel-test clean
+.PHONY: setup demo test emulate bench gpu lint format wheel-test clean
 
 setup: $(VENV)/ready
 
@@ -17,6 +17,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q
+
+# the CUDA kernels without a GPU: compiled for the CPU and run block by block, many minutes
+emulate: setup
+	$(BIN)/python -m pytest -q -m emulated
 
 bench: setup
 	for bench in benchmarks/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done

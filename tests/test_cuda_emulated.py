@@ -26,12 +26,17 @@ from lfm_torch.ops.knn import METRICS
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 EMULATOR = Path(__file__).parent / "cuda_emulator"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.emulated
 
-# lists so short that a few hundred columns take several chunks, overflow, and are sorted in global memory; whole point
-# sets in flight, or one panel of rows at a time
-SMALL = {"kListSlots": "256", "kFewPanels": "1", "kResultSlots": "16", "kSharedBytes": "1024"}
-KNN_VARIANTS = {"mirrored": SMALL, "panels": {**SMALL, "kWorkspaceBytes": "1"}}
+# lists so short that a few hundred columns take several chunks, overflow, and are sorted in global memory; room for so
+# few rows that up to 768 are in flight at once, "mirrored", and more of them a few panels at a time
+SMALL = {
+    "kListSlots": "256",
+    "kFewPanels": "1",
+    "kResultSlots": "16",
+    "kSharedBytes": "1024",
+    "kWorkspaceBytes": "6 * 128 * (3 * 128 * 8 + 1024)",
+}
 
 
 def load(folder: Path, namespace: str, names: tuple[str, ...], constants: dict[str, str]) -> None:
@@ -60,23 +65,25 @@ def load(folder: Path, namespace: str, names: tuple[str, ...], constants: dict[s
 _kept: list[torch.library.Library] = []
 
 
-@pytest.fixture(scope="module", params=KNN_VARIANTS)
-def knn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    namespace = f"lfm_emulated_{request.param}"
-    load(tmp_path_factory.mktemp(namespace), namespace, ("knn_cuda",), KNN_VARIANTS[request.param])
-    return namespace
+@pytest.fixture(scope="module")
+def knn(tmp_path_factory: pytest.TempPathFactory) -> str:
+    load(tmp_path_factory.mktemp("knn"), "lfm_emulated_knn", ("knn_cuda",), SMALL)
+    return "lfm_emulated_knn"
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> str:
-    load(tmp_path_factory.mktemp("lfm_emulated"), "lfm_emulated", ("graph_cuda", "laplacian_cuda"), {})
+    load(tmp_path_factory.mktemp("others"), "lfm_emulated", ("graph_cuda", "laplacian_cuda"), {})
     return "lfm_emulated"
 
 
-@pytest.fixture(params=["ascending", "descending", "random"])
+ORDERS = ("ascending", "descending", "random")
+
+
+@pytest.fixture
 def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Order in which threads run between barriers, and whether asynchronous copies are made early or late."""
-    number = ["ascending", "descending", "random"].index(request.param)
+    number = ORDERS.index(request.param)
     monkeypatch.setenv("EMULATOR_ORDER", str(number))
     monkeypatch.setenv("EMULATOR_EARLY_COPIES", str(number % 2))
 
@@ -91,8 +98,12 @@ def redirect(monkeypatch: pytest.MonkeyPatch, namespace: str) -> None:
     monkeypatch.setattr(cuda, "call", call)
 
 
-@pytest.mark.parametrize("dtype", cuda.DTYPES)
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("metric", "dtype", "order"),
+    [(metric, dtype, "random") for metric in METRICS for dtype in (torch.float32, torch.float64)]
+    + [(metric, torch.float32, order) for metric in ("euclidean", "inner_product") for order in ORDERS[:2]],
+    indirect=["order"],
+)
 def test_knn(knn: str, order: None, metric: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     redirect(monkeypatch, knn)
     generator = torch.Generator().manual_seed(0)
@@ -101,42 +112,55 @@ def test_knn(knn: str, order: None, metric: str, dtype: torch.dtype, monkeypatch
         return cuda.randn(generator, *shape, dtype=dtype)
 
     cuda.check_knn(randn(1, 1, 1), randn(1, 1, 1), 1, metric)
-    cuda.check_knn(randn(2, 131, 9), None, 130, metric)
-    cuda.check_knn(randn(1, 520, 6), None, 7, metric)
+    cuda.check_knn(randn(2, 70, 9), None, 69, metric)
+    cuda.check_knn(randn(1, 520, 6), None, 5, metric)
     cuda.check_knn(randn(2, 20, 33), randn(2, 700, 33), 30, metric)
     cuda.check_knn(randn(1, 5, 3), randn(1, 600, 3), 600, metric)
-    cuda.check_knn(randn(1, 150, 20) * 1e-2 + 1e4, None, 9, metric)
-    cuda.check_knn(randn(1, 90, 5) * 1e-20, None, 9, metric)
-    cuda.check_knn(randn(1, 90, 5) * 1e20, None, 9, metric)
+    cuda.check_knn(randn(1, 60, 20) * 1e-2 + 1e4, None, 9, metric)
+    cuda.check_knn(randn(1, 40, 5) * 1e-20, None, 9, metric)
+    cuda.check_knn(randn(1, 40, 5) * 1e20, None, 9, metric)
 
 
+@pytest.mark.parametrize("order", ["random"], indirect=True)
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
 def test_knn_ties(knn: str, order: None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     redirect(monkeypatch, knn)
     generator = torch.Generator().manual_seed(0)
+    points = cuda.randn(generator, 1, 20, 5, dtype=dtype)
     for metric in ("euclidean", "inner_product"):
-        cuda.check_knn(cuda.randn(generator, 1, 20, 5, dtype=dtype).repeat(1, 15, 1), None, 40, metric)
-        cuda.check_knn(torch.randint(0, 3, (1, 300, 3), generator=generator).to(dtype), None, 33, metric)
-    cuda.check_knn(torch.ones(1, 270, 2, dtype=dtype), None, 5, "euclidean")
-    clusters = cuda.randn(generator, 1, 280, 4, dtype=dtype) * 1e-3
+        cuda.check_knn(points, points.repeat(1, 30, 1), 40, metric)
+        cuda.check_knn(torch.randint(0, 3, (1, 140, 3), generator=generator).to(dtype), None, 33, metric)
+    cuda.check_knn(torch.ones(1, 10, 2, dtype=dtype), torch.ones(1, 400, 2, dtype=dtype), 5, "euclidean")
+    clusters = cuda.randn(generator, 1, 400, 4, dtype=dtype) * 1e-3
     clusters[:, ::2] += 1e3
-    cuda.check_knn(clusters, None, 9, "euclidean")
-    broken = cuda.randn(generator, 1, 300, 4, dtype=dtype)
-    broken[0, 3], broken[0, 9, 2] = torch.nan, torch.inf
-    found, wanted = cuda.call("knn", broken, None, 5, "euclidean")[0], cuda.twin("knn", broken, None, 5, "euclidean")[0]
-    good = torch.tensor([i for i in range(300) if i not in (3, 9)])
+    cuda.check_knn(clusters[:, :30].contiguous(), clusters, 9, "euclidean")
+
+
+@pytest.mark.parametrize("order", ["random"], indirect=True)
+def test_knn_of_many_rows(knn: str, order: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    redirect(monkeypatch, knn)
+    cuda.check_knn(torch.randn(1, 900, 3), None, 2, "euclidean")
+
+
+@pytest.mark.parametrize("order", ["random"], indirect=True)
+def test_knn_of_values_that_are_not_numbers(knn: str, order: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    redirect(monkeypatch, knn)
+    x = torch.randn(1, 150, 4)
+    x[0, 3], x[0, 9, 2] = torch.nan, torch.inf
+    found, wanted = cuda.call("knn", x, None, 5, "euclidean")[0], cuda.twin("knn", x, None, 5, "euclidean")[0]
+    good = torch.tensor([i for i in range(150) if i not in (3, 9)])
     assert torch.equal(found[0, good], wanted[0, good])
 
 
+@pytest.mark.parametrize("order", ORDERS, indirect=True)
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
-@pytest.mark.parametrize("m", [1, 3, 8, 37, 64, 132, 261])
-def test_product(others: str, order: None, dtype: torch.dtype, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_product(others: str, order: None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     redirect(monkeypatch, others)
     generator = torch.Generator().manual_seed(0)
-    for n, k in ((2, 1), (50, 33), (61, 7)):
+    for n, k, m in ((2, 1, 1), (40, 33, 3), (31, 7, 8), (30, 9, 37), (40, 33, 64), (12, 5, 132), (9, 8, 261)):
         rowptr, col, weight, diagonal, left, right, x, z = cuda.product_inputs(generator, n, k, m, dtype)
         shifted = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(n, m)
-        for block, other in ((x, None), (x, z), (shifted, z)):
+        for block, other in ((x, None), (shifted, z)):
             args = (rowptr, col, weight, diagonal, left, right, block, other, -0.7, 0.3, 1.5)
             cuda.check_close(
                 cuda.call("laplacian_product", *args)[0], cuda.twin_in_float64("laplacian_product", *args)[0]
@@ -146,10 +170,11 @@ def test_product(others: str, order: None, dtype: torch.dtype, m: int, monkeypat
             cuda.check_close(cuda.call("edge_products", *args)[0], cuda.twin_in_float64("edge_products", *args)[0])
 
 
-@pytest.mark.parametrize("dtype", cuda.DTYPES)
+@pytest.mark.parametrize("order", ORDERS, indirect=True)
 @pytest.mark.parametrize("mode", SYMMETRIZATIONS)
-def test_graph(others: str, order: None, dtype: torch.dtype, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph(others: str, order: None, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     redirect(monkeypatch, others)
     generator = torch.Generator().manual_seed(0)
     for b, n, k in ((1, 2, 1), (3, 17, 16), (2, 120, 3), (2, 5, 0)):
-        cuda.check_graph(generator, dtype, mode, b, n, k)
+        for dtype in (torch.float32, torch.float64):
+            cuda.check_graph(generator, dtype, mode, b, n, k)
