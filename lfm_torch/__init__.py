@@ -15,7 +15,9 @@ from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.functional_map import FunctionalMap, paired_map
-from lfm_torch.graph import Graph, Laplacian, Neighbors, build_graph, knn
+from lfm_torch.graph import Graph, build_graph
+from lfm_torch.laplacian import Laplacian
+from lfm_torch.neighbors import Neighbors, knn
 from lfm_torch.pipeline import similarity
 from lfm_torch.representation import extract
 from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.graph import Graph, Laplacian
+from lfm_torch.graph import Graph
+from lfm_torch.laplacian import Laplacian
 from lfm_torch.linalg import dense_eigenpairs, krylov, lobpcg
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 

@@ -18,7 +18,8 @@ from lfm_torch._warnings import LFMWarning
 from lfm_torch.checkpoints import Checkpoint, Checkpoints, in_order, parse_name
 from lfm_torch.comparison import Comparison, Failure, Item
 from lfm_torch.functional_map import FunctionalMap
-from lfm_torch.graph import Metric, Weights, build_graph, default_n_neighbors
+from lfm_torch.graph import Weights, build_graph
+from lfm_torch.neighbors import Metric, default_n_neighbors
 from lfm_torch.pipeline import MAP_MEASURES, POINT_MEASURES, check_measures, representation_basis
 
 Progress = Callable[[str, int, int], None]

@@ -1,149 +1,29 @@
-"""Neighbours, edge weights and Laplacian: from points ``[..., n, d]`` to an operator on functions ``[..., n, m]``."""
+"""Edge weights and the symmetric neighbour graph: from points ``[..., n, d]`` to a weighted CSR matrix."""
 
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files, ops
+from lfm_torch.laplacian import Laplacian, Normalization
+from lfm_torch.neighbors import Metric, default_n_neighbors, knn
 from lfm_torch.ops.graph import SYMMETRIZATIONS
-from lfm_torch.ops.knn import METRICS, NeighborDistances, knn_reference
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-Metric = Literal["euclidean", "cosine", "angular", "inner_product"]
 Weights = Literal["gaussian", "self_tuning", "binary", "inverse_distance", "distance"]
 Symmetrization = Literal["mean", "union", "mutual"]
-Normalization = Literal["symmetric", "random_walk", "unnormalized"]
 WEIGHTS = ("gaussian", "self_tuning", "binary", "inverse_distance", "distance")
-NORMALIZATIONS = ("symmetric", "random_walk", "unnormalized")
 
 # self_tuning: the scale of a point is the distance to this neighbour (Zelnik-Manor & Perona 2004 use the seventh)
 _SELF_TUNING_NEIGHBOR = 7
-
-
-class Neighbors(NamedTuple):
-    """Result of :func:`knn`: ``indices`` int64 and ``distances``, both ``[..., n, n_neighbors]``."""
-
-    indices: Tensor
-    distances: Tensor
-
-
-def default_n_neighbors(n: int) -> int:
-    """Neighbours used when none are asked for: 15% of the points, at least 1 and at most 300 (the paper's value)."""
-    return max(1, min(300, math.ceil(0.15 * n), n - 1))
-
-
-def knn(
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    n_neighbors: int,
-    metric: Metric = "euclidean",
-    backend: Literal["auto", "native", "reference"] = "auto",
-) -> Neighbors:
-    """Find the exact k nearest neighbours of every row of ``x`` among the rows of ``y`` (or of ``x`` itself).
-
-    Distances: euclidean ``|a - b|``; angular ``|a/|a| - b/|b||``, the chord; cosine ``1 - cos(a, b)``; inner_product
-    returns ``<a, b>``, largest first. Each is evaluated in float64 and rounded to the input's dtype; rows are sorted by
-    the rounded value, ties by the smaller index, so the result does not depend on device, threads or run.
-    Differentiable in ``x`` and ``y`` through the distances, the choice of neighbours held fixed.
-
-    Args:
-        x: Queries ``[..., n, d]``, any floating dtype (half types are searched and returned in float32).
-        y: Database ``[..., m, d]`` with the batch dimensions of ``x``; None searches ``x`` in itself, and a point is
-            then never its own neighbour (by identity: duplicates of it are).
-        n_neighbors: Number of neighbours, at most ``m`` (``n - 1`` without ``y``).
-        metric: "euclidean", "cosine", "angular" or "inner_product".
-        backend: "native" compiled kernels, "reference" the pure PyTorch twin, "auto" the kernels where they are loaded.
-
-    Returns:
-        Neighbors with ``indices`` int64 and ``distances``, ``[..., n, n_neighbors]``.
-
-    Raises:
-        TypeError: not a floating-point tensor, or different dtypes.
-        ValueError: wrong shapes, values that are not finite, too many neighbours, a zero row under "cosine" or
-            "angular".
-
-    Example:
-        >>> import torch, lfm_torch as lfm
-        >>> x = torch.tensor([[0.0], [1.0], [3.0]])
-        >>> lfm.knn(x, n_neighbors=1).indices.flatten().tolist()
-        [1, 0, 1]
-    """
-    _checks.check_choice("metric", metric, METRICS)
-    _checks.check_choice("backend", backend, ("auto", "native", "reference"))
-    x = _checks.check_points("x", x)
-    if y is not None:
-        y = _checks.check_points("y", y)
-        _checks.check_same_device_dtype("x", x, "y", y)
-        if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
-            raise ValueError(
-                f"y must have shape [..., m, d] with the batch and feature dimensions of x, {list(x.shape)}, "
-                f"got {list(y.shape)}"
-            )
-    if y is None:
-        _checks.check_range(
-            "n_neighbors", n_neighbors, 1, x.shape[-2] - 1, f"x has {x.shape[-2]} rows, itself not counted"
-        )
-    else:
-        _checks.check_range("n_neighbors", n_neighbors, 1, y.shape[-2], f"y has {y.shape[-2]} rows")
-    if metric in ("cosine", "angular"):
-        _check_nonzero_rows("x", x)
-        if y is not None:
-            _check_nonzero_rows("y", y)
-
-    batch = x.shape[:-2]
-    queries = _as_batch(x)
-    database = None if y is None else _as_batch(y)
-    with torch.no_grad():
-        indices, distances = _search(queries, database, n_neighbors, metric, backend)
-    if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
-        distances = _differentiable(queries, queries if database is None else database, indices, distances, metric)
-    shape = (*batch, x.shape[-2], n_neighbors)
-    return Neighbors(indices.view(shape), distances.view(shape))
-
-
-def _as_batch(x: Tensor) -> Tensor:
-    x = x.reshape(-1, x.shape[-2], x.shape[-1])
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _search(x: Tensor, y: Tensor | None, k: int, metric: str, backend: str) -> tuple[Tensor, Tensor]:
-    if backend == "reference":
-        return knn_reference(x, y, k, metric)
-    if backend == "native" and not ops.has_native_kernel("knn", x.device):
-        raise ValueError(f"backend='native' needs compiled kernels for {x.device}; see lfm_torch.build_info().notes")
-    return ops.nearest_neighbors(x, y, k, metric)
-
-
-def _differentiable(x: Tensor, y: Tensor, indices: Tensor, distances: Tensor, metric: str) -> Tensor:
-    found = distances
-    if metric in ("cosine", "angular"):
-        x, y = (points / points.norm(dim=-1, keepdim=True) for points in (x, y))
-    if metric == "cosine":
-        found = (2 * distances).clamp_min(0).sqrt()
-    kind = "inner_product" if metric == "inner_product" else "euclidean"
-    flow: Tensor = NeighborDistances.apply(x, y, indices, found, kind)  # type: ignore[no-untyped-call]
-    return flow.square() / 2 if metric == "cosine" else flow
-
-
-def _check_nonzero_rows(name: str, x: Tensor) -> None:
-    zero = (x.detach() == 0).all(-1)
-    if bool(zero.any()):
-        where = zero.nonzero()[0].tolist()
-        row = where[0] if len(where) == 1 else where
-        raise ValueError(
-            f"{name} must have no zero row under the metrics 'cosine' and 'angular', got a zero in row {row} "
-            f"({int(zero.sum())} in all); drop these rows or use metric='euclidean'"
-        )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -322,134 +202,3 @@ def _directed_weights(distances: Tensor, indices: Tensor, weights: str) -> Tenso
         floor = torch.where(last > 0, 1e-6 * last, 1.0)
         return 1 / torch.maximum(distances, floor)
     return distances
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Laplacian:
-    """Graph Laplacian as a matrix-free operator on functions ``[..., n, m]``.
-
-    - "symmetric": ``L = I - D^{-1/2} W D^{-1/2}``, spectrum in [0, 2];
-    - "random_walk": ``L = I - D^{-1} W``, the same spectrum, not symmetric;
-    - "unnormalized": ``L = D - W``.
-
-    A node without edges has a zero row, so the multiplicity of eigenvalue 0 is the number of components. Differentiable
-    in the functions and in the edge weights (through the degrees as well).
-
-    Example:
-        >>> import torch, lfm_torch as lfm
-        >>> graph = lfm.build_graph(torch.randn(30, 3), n_neighbors=5)
-        >>> (graph.laplacian("unnormalized") @ torch.ones(30, 1)).abs().max() < 1e-5
-        tensor(True)
-    """
-
-    graph: Graph
-    normalization: Normalization = "symmetric"
-
-    def __post_init__(self) -> None:
-        _checks.check_choice("normalization", self.normalization, NORMALIZATIONS)
-
-    def __repr__(self) -> str:
-        return f"Laplacian({self.normalization}, {self.graph!r})"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """``(..., n, n)``."""
-        return (*self.graph.batch_shape, self.graph.n_nodes, self.graph.n_nodes)
-
-    @property
-    def upper_bound(self) -> float:
-        """A bound on the largest eigenvalue: 2, or twice the largest degree."""
-        return 2.0 if self.normalization != "unnormalized" else 2.0 * float(self.graph.degree.max())
-
-    @functools.cached_property
-    def scalings(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``diagonal, left, right`` over all nodes of the batch: ``L = diag(diagonal) - diag(left) W diag(right)``."""
-        degree = self.graph.degree.flatten()
-        connected = degree > 0
-        ones = torch.ones_like(degree)
-        if self.normalization == "unnormalized":
-            return degree, ones, ones
-        safe = torch.where(connected, degree, 1.0)
-        diagonal = connected.to(degree.dtype)
-        if self.normalization == "random_walk":
-            return diagonal, diagonal / safe, ones
-        inverse_root = diagonal * safe.rsqrt()
-        return diagonal, inverse_root, inverse_root
-
-    def __matmul__(self, x: Tensor) -> Tensor:
-        return self.apply(x)
-
-    def apply(self, x: Tensor, z: Tensor | None = None, *, a: float = 1.0, b: float = 0.0, c: float = 0.0) -> Tensor:
-        """Return ``a L x + b x + c z`` in one pass over the edges.
-
-        Args:
-            x: Functions ``[..., n, m]``.
-            z: None or functions of the same shape.
-            a: Coefficient of ``L x``.
-            b: Coefficient of ``x``.
-            c: Coefficient of ``z``.
-
-        Raises:
-            TypeError: ``x`` has another dtype than the weights.
-            ValueError: wrong shape.
-        """
-        expected = (*self.graph.batch_shape, self.graph.n_nodes)
-        if tuple(x.shape[:-1]) != expected:
-            raise ValueError(f"x must have shape {[*expected, 'm']}, got {list(x.shape)}")
-        if x.dtype != self.graph.weight.dtype:
-            raise TypeError(f"x must have the dtype of the weights, {self.graph.weight.dtype}, got {x.dtype}")
-        if z is not None and z.shape != x.shape:
-            raise ValueError(f"z must have the shape of x, {list(x.shape)}, got {list(z.shape)}")
-        graph = self.graph
-        flat = x.reshape(-1, x.shape[-1])
-        other = None if z is None else z.reshape(-1, x.shape[-1])
-        y = ops.laplacian_product(graph.rowptr, graph.col, graph.weight, *self.scalings, flat, other, a=a, b=b, c=c)
-        return y.view(x.shape)
-
-    def null_space(self, max_vectors: int) -> Tensor:
-        """Orthonormal eigenvectors of eigenvalue 0, one per component: ``[..., n, c]``, c at most ``max_vectors``.
-
-        ``D^{1/2} 1`` on a component, normalised (unnormalized: the constant). In a batch c is that of the graph with
-        the most components; the others have zero columns at the end.
-
-        Raises:
-            ValueError: for the random-walk Laplacian, which is not symmetric.
-        """
-        if self.normalization == "random_walk":
-            raise ValueError(
-                "normalization must be 'symmetric' or 'unnormalized' for orthonormal eigenvectors, got 'random_walk'"
-            )
-        labels = self.graph.component_labels
-        local = labels - labels.amin(-1, keepdim=True)
-        columns = min(max_vectors, int(self.graph.n_components.max()))
-        degree = self.graph.degree.detach()
-        size = degree.sqrt() if self.normalization == "symmetric" else torch.ones_like(degree)
-        size = torch.where(degree > 0, size, 1.0)
-        chosen = local < columns
-        vectors = size.new_zeros(*size.shape, columns)
-        vectors.scatter_(-1, (local * chosen).unsqueeze(-1), (size * chosen).unsqueeze(-1))
-        norms = vectors.norm(dim=-2, keepdim=True)
-        return vectors / torch.where(norms > 0, norms, 1.0)
-
-    def to_dense(self) -> Tensor:
-        """Return ``[..., n, n]``; meant for small n."""
-        n = self.graph.n_nodes
-        identity = torch.eye(n, dtype=self.graph.weight.dtype, device=self.graph.weight.device)
-        return self.apply(identity.expand(*self.graph.batch_shape, n, n).contiguous())
-
-    def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """Return a SciPy CSR matrix (block diagonal for a batch)."""
-        from scipy.sparse import diags
-
-        diagonal, left, right = (s.detach().cpu().numpy() for s in self.scalings)
-        return (diags(diagonal) - diags(left) @ self.graph.to_scipy() @ diags(right)).tocsr()
-
-    def to_torch_csr(self) -> Tensor:
-        """Return a torch sparse CSR tensor without gradient (block diagonal for a batch), built on the CPU by SciPy."""
-        matrix = self.to_scipy()
-        parts = (
-            torch.from_numpy(matrix.indptr).long(),
-            torch.from_numpy(matrix.indices).long(),
-            torch.from_numpy(matrix.data),
-        )
-        return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False).to(self.graph.weight.device)

@@ -13,7 +13,8 @@ from lfm_torch import _checks
 from lfm_torch.baselines import linear_cka
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.functional_map import FunctionalMap, paired_map
-from lfm_torch.graph import Metric, Weights, build_graph
+from lfm_torch.graph import Weights, build_graph
+from lfm_torch.neighbors import Metric
 from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
 
 MAP_MEASURES: dict[str, Callable[[FunctionalMap], Tensor]] = {

@@ -1,4 +1,4 @@
-"""Neighbours, weights, symmetrisation and the Laplacian, against dense float64 NumPy."""
+"""Weights, symmetrisation and components, against dense float64 NumPy."""
 
 from __future__ import annotations
 
@@ -8,211 +8,19 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import lfm_torch as lfm
-from lfm_torch.graph import default_n_neighbors
-
-METRICS = ("euclidean", "cosine", "angular", "inner_product")
-
-
-def assert_neighbors(found: lfm.Neighbors, x: torch.Tensor, y: torch.Tensor | None, metric: str) -> None:
-    """Equal distances within rounding; indices at the distance returned; self excluded; sorted, ties by index."""
-    points, database = x.double().numpy(), None if y is None else y.double().numpy()
-    k = found.indices.shape[-1]
-    _, wanted = oracles.knn(points, database, k, metric)
-    table = oracles.distances(points, points if database is None else database, metric)
-    distances, indices = found.distances.double().numpy(), found.indices.numpy()
-    eps = 5e-7 if found.distances.dtype == torch.float32 else 1e-13
-    # float64 rounding of the unit vectors, or of a product of large terms that cancel
-    floor = {"euclidean": 0.0, "angular": 1e-15, "cosine": 1e-30, "inner_product": 1e-15 * np.abs(table).max()}[metric]
-    np.testing.assert_allclose(distances, wanted, rtol=eps, atol=floor)
-    np.testing.assert_allclose(np.take_along_axis(table, indices, 1), distances, rtol=eps, atol=floor)
-    if y is None:
-        assert not (indices == np.arange(len(points))[:, None]).any()
-    assert all(len(set(row)) == k for row in indices.tolist())
-    order = -distances if metric == "inner_product" else distances
-    steps = np.diff(order, axis=1)
-    assert (steps >= 0).all()
-    assert (np.diff(indices, axis=1)[steps == 0] > 0).all()
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("n", "d", "k"), [(7, 1, 6), (100, 3, 10), (333, 65, 100), (1500, 16, 40), (2100, 140, 7)])
-def test_knn_in_itself(n: int, d: int, k: int, dtype: torch.dtype, metric: str) -> None:
-    x = torch.randn(n, d, dtype=dtype)
-    assert_neighbors(lfm.knn(x, n_neighbors=k, metric=metric), x, None, metric)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_knn_between_two_sets(metric: str) -> None:
-    x, y = torch.randn(150, 20), torch.randn(2500, 20)
-    assert_neighbors(lfm.knn(x, y, n_neighbors=2500, metric=metric), x, y, metric)
-    assert_neighbors(lfm.knn(x, y, n_neighbors=3, metric=metric), x, y, metric)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_knn_batched_equals_one_by_one(metric: str) -> None:
-    x, y = torch.randn(2, 3, 90, 8), torch.randn(2, 3, 60, 8)
-    for other in (None, y):
-        batched = lfm.knn(x, other, n_neighbors=11, metric=metric)
-        for index in np.ndindex(2, 3):
-            single = lfm.knn(x[index], None if other is None else other[index], n_neighbors=11, metric=metric)
-            assert torch.equal(batched.indices[index], single.indices)
-            assert torch.equal(batched.distances[index], single.distances)
-
-
-@settings(max_examples=60)
-@given(
-    n=st.integers(2, 60),
-    d=st.integers(1, 40),
-    seed=st.integers(0, 2**31),
-    metric=st.sampled_from(METRICS),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    scale=st.sampled_from([1e-18, 1e-6, 1.0, 1e6, 1e18]),
-    offset=st.sampled_from([0.0, 1.0, 1e4]),
-    kind=st.sampled_from(["normal", "grid", "duplicates", "outlier"]),
-    data=st.data(),
-)
-def test_knn_of_hostile_points(
-    n: int,
-    d: int,
-    seed: int,
-    metric: str,
-    dtype: torch.dtype,
-    scale: float,
-    offset: float,
-    kind: str,
-    data: st.DataObject,
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    if kind == "grid":
-        x = x.round() + 0.5
-    elif kind == "duplicates":
-        x = x[torch.randint(0, max(1, n // 3), (n,), generator=generator)]
-    elif kind == "outlier":
-        x[0] *= 1e12
-    x = ((x * 1e-2 + offset if offset > 1 else x + offset) * scale).to(dtype)
-    if metric in ("cosine", "angular"):
-        x = torch.where((x == 0).all(-1, keepdim=True), torch.full_like(x, scale), x)
-    k = data.draw(st.integers(1, n - 1))
-    found = lfm.knn(x, n_neighbors=k, metric=metric)
-    exact = oracles.knn(x.double().numpy(), None, k, metric)[1]
-    wanted = (
-        torch.from_numpy(exact).to(dtype).double().numpy()
-    )  # a product of 1e18s is beyond float32: infinity is right
-    largest = float(x.double().abs().max())
-    # what float64 rounding of unit vectors, or of a product whose terms cancel, may leave
-    floor = {"inner_product": 1e-15 * d * largest**2, "angular": 1e-15, "cosine": 1e-15, "euclidean": 1e-15 * largest}
-    np.testing.assert_allclose(found.distances.double().numpy(), wanted, rtol=1e-6, atol=max(floor[metric], 1e-44))
-    reference = lfm.knn(x, n_neighbors=k, metric=metric, backend="reference")
-    if kind in ("grid", "duplicates") and metric == "euclidean" and scale == 1.0:
-        assert torch.equal(found.indices, reference.indices)  # exact values: ties must fall the same way
-
-
-def test_knn_where_the_expansion_of_the_square_fails() -> None:
-    x = (1e4 + 1e-2 * torch.randn(500, 30, dtype=torch.float64)).float()
-    assert_neighbors(lfm.knn(x, n_neighbors=20), x, None, "euclidean")
-
-
-def test_knn_of_half_precision_searches_in_float32() -> None:
-    x = torch.randn(80, 6)
-    for dtype in (torch.float16, torch.bfloat16):
-        half = x.to(dtype)
-        found = lfm.knn(half, n_neighbors=5)
-        assert found.distances.dtype == torch.float32
-        assert torch.equal(found.indices, lfm.knn(half.float(), n_neighbors=5).indices)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_knn_gradient(metric: str) -> None:
-    x = torch.randn(2, 9, 3, dtype=torch.float64, requires_grad=True)
-    y = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: lfm.knn(x, n_neighbors=4, metric=metric).distances, (x,))
-    assert torch.autograd.gradcheck(lambda x, y: lfm.knn(x, y, n_neighbors=4, metric=metric).distances, (x, y))
-
-
-def test_knn_gradient_at_duplicates_is_finite() -> None:
-    x = torch.ones(5, 2, requires_grad=True)
-    lfm.knn(x, n_neighbors=2).distances.sum().backward()
-    assert x.grad is not None
-    assert torch.equal(x.grad, torch.zeros(5, 2))
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda x: lfm.knn(x.tolist(), n_neighbors=2), TypeError, "x must be a torch.Tensor, got list"),
-        (lambda x: lfm.knn(x.int(), n_neighbors=2), TypeError, "x must be float16, .* got torch.int32"),
-        (lambda x: lfm.knn(x[0], n_neighbors=2), ValueError, r"x must have shape \[..., n, d\], got \[3\]"),
-        (lambda x: lfm.knn(x[:, :0], n_neighbors=2), ValueError, "without empty dimensions"),
-        (lambda x: lfm.knn(x, n_neighbors=10), ValueError, "n_neighbors must be between 1 and 9 .*, got 10"),
-        (lambda x: lfm.knn(x, n_neighbors=0), ValueError, "got 0"),
-        (lambda x: lfm.knn(x, n_neighbors=2.0), TypeError, "n_neighbors must be an int, got float"),
-        (lambda x: lfm.knn(x, n_neighbors=2, metric="euclid"), ValueError, "did you mean 'euclidean'"),
-        (lambda x: lfm.knn(x, x.double(), n_neighbors=2), TypeError, "y must have the dtype of x"),
-        (lambda x: lfm.knn(x, x[:, :2], n_neighbors=2), ValueError, "y must have shape"),
-        (lambda x: lfm.knn(x.index_fill(0, torch.tensor(4), torch.nan), n_neighbors=2), ValueError, "got nan in row 4"),
-        (
-            lambda x: lfm.knn(x.index_fill(0, torch.tensor(6), -torch.inf), n_neighbors=2),
-            ValueError,
-            "got -inf in row 6",
-        ),
-        (
-            lambda x: lfm.knn(x.index_fill(0, torch.tensor(5), 0), n_neighbors=2, metric="angular"),
-            ValueError,
-            "zero in row 5",
-        ),
-        (lambda x: lfm.build_graph(x, weights="gauss"), ValueError, "did you mean 'gaussian'"),
-        (lambda x: lfm.build_graph(x, metric="inner_product"), ValueError, "weights must be 'binary'"),
-        (lambda x: lfm.build_graph(x[:1]), ValueError, "at least 2 rows"),
-        (lambda x: lfm.build_graph(x).laplacian("normalized"), ValueError, "normalization must be one of"),
-        (lambda x: lfm.build_graph(x).laplacian() @ torch.ones(9, 1), ValueError, r"x must have shape \[10, 'm'\]"),
-        (lambda x: lfm.build_graph(x).laplacian() @ torch.ones(10, 1).double(), TypeError, "dtype of the weights"),
-    ],
-)
-def test_bad_input(call: object, error: type[Exception], message: str) -> None:
-    x = torch.randn(10, 3)
-    with pytest.raises(error, match=message):
-        call(x)  # type: ignore[operator]
-
-
-def test_the_bad_row_of_a_batch_is_named() -> None:
-    x = torch.randn(2, 3, 10, 4)
-    x[1, 2, 7, 1] = torch.inf
-    with pytest.raises(ValueError, match=r"row 7 of batch entry \[1, 2\] \(column 1\)"):
-        lfm.knn(x, n_neighbors=2)
-
-
-def test_finite_values_whose_sum_overflows_are_accepted() -> None:
-    x = torch.full((4, 2), 1.5e308, dtype=torch.float64) * torch.tensor([1, 0.5, 0.25, 0.1]).unsqueeze(1)
-    lfm.knn(x / 1e200, n_neighbors=1)
-    lfm._checks.check_finite("x", x)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "angular", "cosine"])
 @pytest.mark.parametrize("n_neighbors", [1, 5, 49])
-def test_gaussian_graph_and_laplacian_as_defined(metric: str, n_neighbors: int) -> None:
+def test_gaussian_graph_as_defined(metric: str, n_neighbors: int) -> None:
     x = torch.randn(50, 4, dtype=torch.float64)
     graph = lfm.build_graph(x, n_neighbors=n_neighbors, metric=metric)
     wanted = oracles.gaussian_graph(x.numpy(), n_neighbors, metric)
     np.testing.assert_allclose(graph.to_scipy().toarray(), wanted, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(graph.to_torch_csr().to_dense().numpy(), wanted, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(graph.degree.numpy(), wanted.sum(1), rtol=1e-10)
-    np.testing.assert_allclose(graph.laplacian().to_dense().numpy(), oracles.laplacian(wanted), rtol=1e-9, atol=1e-13)
-    np.testing.assert_allclose(graph.laplacian().to_scipy().toarray(), oracles.laplacian(wanted), rtol=1e-9, atol=1e-13)
-    np.testing.assert_allclose(
-        graph.laplacian("unnormalized").to_dense().numpy(), np.diag(wanted.sum(1)) - wanted, rtol=1e-9, atol=1e-13
-    )
-    np.testing.assert_allclose(
-        graph.laplacian("random_walk").to_torch_csr().to_dense().numpy(),
-        np.eye(50) - wanted / wanted.sum(1, keepdims=True),
-        rtol=1e-9,
-        atol=1e-13,
-    )
 
 
 @pytest.mark.parametrize("symmetrize", ["mean", "union", "mutual"])
@@ -288,5 +96,15 @@ def test_cast_and_repr() -> None:
     assert "symmetric" in repr(graph.laplacian())
 
 
-def test_default_number_of_neighbors() -> None:
-    assert [default_n_neighbors(n) for n in (2, 5, 100, 2000, 10**6)] == [1, 1, 15, 300, 300]
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: lfm.build_graph(x, weights="gauss"), ValueError, "did you mean 'gaussian'"),
+        (lambda x: lfm.build_graph(x, metric="inner_product"), ValueError, "weights must be 'binary'"),
+        (lambda x: lfm.build_graph(x[:1]), ValueError, "at least 2 rows"),
+    ],
+)
+def test_bad_input(call: object, error: type[Exception], message: str) -> None:
+    x = torch.randn(10, 3)
+    with pytest.raises(error, match=message):
+        call(x)  # type: ignore[operator]

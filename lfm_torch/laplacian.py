@@ -1,0 +1,151 @@
+"""The graph Laplacian as a matrix-free operator on functions ``[..., n, m]``."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks, ops
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+    from lfm_torch.graph import Graph
+
+Normalization = Literal["symmetric", "random_walk", "unnormalized"]
+NORMALIZATIONS = ("symmetric", "random_walk", "unnormalized")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Laplacian:
+    """Graph Laplacian as a matrix-free operator on functions ``[..., n, m]``.
+
+    - "symmetric": ``L = I - D^{-1/2} W D^{-1/2}``, spectrum in [0, 2];
+    - "random_walk": ``L = I - D^{-1} W``, the same spectrum, not symmetric;
+    - "unnormalized": ``L = D - W``.
+
+    A node without edges has a zero row, so the multiplicity of eigenvalue 0 is the number of components. Differentiable
+    in the functions and in the edge weights (through the degrees as well).
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> graph = lfm.build_graph(torch.randn(30, 3), n_neighbors=5)
+        >>> (graph.laplacian("unnormalized") @ torch.ones(30, 1)).abs().max() < 1e-5
+        tensor(True)
+    """
+
+    graph: Graph
+    normalization: Normalization = "symmetric"
+
+    def __post_init__(self) -> None:
+        _checks.check_choice("normalization", self.normalization, NORMALIZATIONS)
+
+    def __repr__(self) -> str:
+        return f"Laplacian({self.normalization}, {self.graph!r})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(..., n, n)``."""
+        return (*self.graph.batch_shape, self.graph.n_nodes, self.graph.n_nodes)
+
+    @property
+    def upper_bound(self) -> float:
+        """A bound on the largest eigenvalue: 2, or twice the largest degree."""
+        return 2.0 if self.normalization != "unnormalized" else 2.0 * float(self.graph.degree.max())
+
+    @functools.cached_property
+    def scalings(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``diagonal, left, right`` over all nodes of the batch: ``L = diag(diagonal) - diag(left) W diag(right)``."""
+        degree = self.graph.degree.flatten()
+        connected = degree > 0
+        ones = torch.ones_like(degree)
+        if self.normalization == "unnormalized":
+            return degree, ones, ones
+        safe = torch.where(connected, degree, 1.0)
+        diagonal = connected.to(degree.dtype)
+        if self.normalization == "random_walk":
+            return diagonal, diagonal / safe, ones
+        inverse_root = diagonal * safe.rsqrt()
+        return diagonal, inverse_root, inverse_root
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        return self.apply(x)
+
+    def apply(self, x: Tensor, z: Tensor | None = None, *, a: float = 1.0, b: float = 0.0, c: float = 0.0) -> Tensor:
+        """Return ``a L x + b x + c z`` in one pass over the edges.
+
+        Args:
+            x: Functions ``[..., n, m]``.
+            z: None or functions of the same shape.
+            a: Coefficient of ``L x``.
+            b: Coefficient of ``x``.
+            c: Coefficient of ``z``.
+
+        Raises:
+            TypeError: ``x`` has another dtype than the weights.
+            ValueError: wrong shape.
+        """
+        expected = (*self.graph.batch_shape, self.graph.n_nodes)
+        if tuple(x.shape[:-1]) != expected:
+            raise ValueError(f"x must have shape {[*expected, 'm']}, got {list(x.shape)}")
+        if x.dtype != self.graph.weight.dtype:
+            raise TypeError(f"x must have the dtype of the weights, {self.graph.weight.dtype}, got {x.dtype}")
+        if z is not None and z.shape != x.shape:
+            raise ValueError(f"z must have the shape of x, {list(x.shape)}, got {list(z.shape)}")
+        graph = self.graph
+        flat = x.reshape(-1, x.shape[-1])
+        other = None if z is None else z.reshape(-1, x.shape[-1])
+        y = ops.laplacian_product(graph.rowptr, graph.col, graph.weight, *self.scalings, flat, other, a=a, b=b, c=c)
+        return y.view(x.shape)
+
+    def null_space(self, max_vectors: int) -> Tensor:
+        """Orthonormal eigenvectors of eigenvalue 0, one per component: ``[..., n, c]``, c at most ``max_vectors``.
+
+        ``D^{1/2} 1`` on a component, normalised (unnormalized: the constant). In a batch c is that of the graph with
+        the most components; the others have zero columns at the end.
+
+        Raises:
+            ValueError: for the random-walk Laplacian, which is not symmetric.
+        """
+        if self.normalization == "random_walk":
+            raise ValueError(
+                "normalization must be 'symmetric' or 'unnormalized' for orthonormal eigenvectors, got 'random_walk'"
+            )
+        labels = self.graph.component_labels
+        local = labels - labels.amin(-1, keepdim=True)
+        columns = min(max_vectors, int(self.graph.n_components.max()))
+        degree = self.graph.degree.detach()
+        size = degree.sqrt() if self.normalization == "symmetric" else torch.ones_like(degree)
+        size = torch.where(degree > 0, size, 1.0)
+        chosen = local < columns
+        vectors = size.new_zeros(*size.shape, columns)
+        vectors.scatter_(-1, (local * chosen).unsqueeze(-1), (size * chosen).unsqueeze(-1))
+        norms = vectors.norm(dim=-2, keepdim=True)
+        return vectors / torch.where(norms > 0, norms, 1.0)
+
+    def to_dense(self) -> Tensor:
+        """Return ``[..., n, n]``; meant for small n."""
+        n = self.graph.n_nodes
+        identity = torch.eye(n, dtype=self.graph.weight.dtype, device=self.graph.weight.device)
+        return self.apply(identity.expand(*self.graph.batch_shape, n, n).contiguous())
+
+    def to_scipy(self) -> scipy.sparse.csr_matrix:
+        """Return a SciPy CSR matrix (block diagonal for a batch)."""
+        from scipy.sparse import diags
+
+        diagonal, left, right = (s.detach().cpu().numpy() for s in self.scalings)
+        return (diags(diagonal) - diags(left) @ self.graph.to_scipy() @ diags(right)).tocsr()
+
+    def to_torch_csr(self) -> Tensor:
+        """Return a torch sparse CSR tensor without gradient (block diagonal for a batch), built on the CPU by SciPy."""
+        matrix = self.to_scipy()
+        parts = (
+            torch.from_numpy(matrix.indptr).long(),
+            torch.from_numpy(matrix.indices).long(),
+            torch.from_numpy(matrix.data),
+        )
+        return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False).to(self.graph.weight.device)
