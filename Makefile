@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VEN
 NATIVE := $(shell find csrc -type f 2>/dev/null | sed 's/ /\\ /g')
 FILES := csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu $(wildcard csrc/*.cuh csrc/*/*.cuh)
 
-.PHONY: setup demo test emulate bench gpu lint format wheel-test clean
+.PHONY: setup demo test emulate bench gpu gpu-sanitize lint format wheel-test clean
 
 setup: $(VENV)/ready
 
@@ -40,11 +40,12 @@ format: setup
 wheel-test: setup
 	sh .ci/wheel-test "$(BIN)/python"
 
-# on a machine whose python3 has torch with CUDA, without network
+# on a machine whose python3 has torch with CUDA, without network: build (or take what is built), test, measure
 gpu:
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest -q -m gpu
-	for bench in benchmarks/bench_*.py; do $(PYTHON) "$$bench" || exit 1; done
+	$(PYTHON) benchmarks/gpu.py
+
+gpu-sanitize:
+	$(PYTHON) benchmarks/gpu.py sanitize
 
 clean:
 	rm -rf build dist *.egg-info lfm_torch/*.so demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

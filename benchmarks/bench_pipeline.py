@@ -50,20 +50,21 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=generator)
     y = x @ torch.randn(d, d, generator=generator) / d**0.5 + 0.5 * torch.randn(n, d, generator=generator)
+    here = [points.to(args.device) for points in (x, y)]
 
-    ours = lfm.similarity(x, y, n_neighbors=k, n_basis=m)
+    ours = lfm.similarity(*here, n_neighbors=k, n_basis=m)
     peer = peer_similarity(x.numpy(), y.numpy(), k, m)
     for name, value in peer.items():
         assert abs(float(ours[name]) - value) < 2e-3, (name, float(ours[name]), value)
     _, evecs, smooth = peer_basis(x.numpy(), k, m)
     residual = np.linalg.norm(smooth @ evecs - evecs * np.sum(evecs * (smooth @ evecs), 0), axis=0).max()
-    basis = lfm.spectral_basis(lfm.build_graph(x, n_neighbors=k), n_basis=m)
+    basis = lfm.spectral_basis(lfm.build_graph(here[0], n_neighbors=k), n_basis=m)
     assert residual <= TOL, residual
     assert float(basis.residuals.max()) <= TOL
 
     seconds = harness.interleaved(
         {
-            "lfm_torch": lambda: lfm.similarity(x, y, n_neighbors=k, n_basis=m),
+            "lfm_torch": lambda: lfm.similarity(*here, n_neighbors=k, n_basis=m),
             "sklearn + scipy": lambda: peer_similarity(x.numpy(), y.numpy(), k, m),
         },
         args.repeats,
@@ -72,7 +73,7 @@ def main() -> None:
     rows = [{"what": name, "seconds": harness.median(times), **size} for name, times in seconds.items()]
     rows[0]["residual"], rows[1]["residual"] = float(basis.residuals.max()), float(residual)
     rows[0]["times faster than peer"] = harness.ratio(seconds, "sklearn + scipy", "lfm_torch")
-    harness.write("pipeline" + ("-quick" if args.quick else ""), rows, packages=("scikit-learn", "scipy"))
+    harness.write("pipeline", rows, args=args, packages=("scikit-learn", "scipy"))
 
 
 if __name__ == "__main__":

@@ -56,8 +56,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, rows: list[dict[str, Any]], *, packages: tuple[str, ...] = ()) -> Path:
-    """Write ``benchmarks/results/<name>.json`` and print the rows as a table."""
+def write(
+    name: str,
+    rows: list[dict[str, Any]],
+    *,
+    args: argparse.Namespace | None = None,
+    packages: tuple[str, ...] = (),
+    limits: dict[str, float] | None = None,
+) -> Path:
+    """Write ``benchmarks/results/<name>.json`` and print the rows as a table.
+
+    With the parsed ``args``, a run on a GPU goes to ``<name>-cuda.json`` and one of small sizes to
+    ``<name>-quick.json``; ``limits`` is what :func:`roofline` measured in the same run.
+    """
+    if args is not None:
+        name += ("-cuda" if args.device == "cuda" else "") + ("-quick" if args.quick else "")
     versions = {"python": platform.python_version()}
     for package in ("lfm-torch", "torch", "numpy", *packages):
         versions[package] = _version(package)
@@ -67,6 +80,7 @@ def write(name: str, rows: list[dict[str, Any]], *, packages: tuple[str, ...] = 
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
         "machine": machine(),
         "versions": versions,
+        **({} if limits is None else {"limits": limits}),
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -81,7 +95,27 @@ def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=5, help="timed turns after one warm-up")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    return parser.parse_args()
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (cpu)")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device, and torch sees none")
+    return args
+
+
+def roofline(device: str) -> dict[str, float]:
+    """Measured limits of the device in this run: matmul rates in TFLOP/s, copy bandwidth in GB/s (read and write)."""
+    limits: dict[str, float] = {}
+    n = 8192 if device == "cuda" else 2048
+    dtypes = (torch.float32, torch.bfloat16, torch.float16) if device == "cuda" else (torch.float32, torch.bfloat16)
+    for dtype in dtypes:
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        seconds = min(interleaved({"matmul": lambda a=a, b=b: a @ b}, 5)["matmul"])
+        limits[f"matmul {str(dtype).removeprefix('torch.')} TFLOP/s"] = 2 * n**3 / seconds / 1e12
+    source = torch.empty(2**28 if device == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = min(interleaved({"copy": lambda: target.copy_(source)}, 5)["copy"])
+    limits["copy GB/s"] = 2 * source.nbytes / seconds / 1e9
+    return limits
 
 
 def _version(package: str) -> str:
