@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/lfm-torch demo --out demo-output
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 # the CUDA kernels without a GPU: compiled for the CPU and run block by block, many minutes
 emulate: setup

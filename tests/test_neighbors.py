@@ -107,8 +107,9 @@ def test_knn_of_hostile_points(
     floor = {"inner_product": 1e-15 * d * largest**2, "angular": 1e-15, "cosine": 1e-15, "euclidean": 1e-15 * largest}
     np.testing.assert_allclose(found.distances.double().numpy(), wanted, rtol=1e-6, atol=max(floor[metric], 1e-44))
     reference = lfm.knn(x, n_neighbors=k, metric=metric, backend="reference")
-    if kind in ("grid", "duplicates") and metric == "euclidean" and scale == 1.0:
-        assert torch.equal(found.indices, reference.indices)  # exact values: ties must fall the same way
+    # halves are exact in binary, and so are the distances between them: ties must fall the same way
+    if kind == "grid" and metric == "euclidean" and scale == 1.0 and offset <= 1:
+        assert torch.equal(found.indices, reference.indices)
 
 
 def test_knn_where_the_expansion_of_the_square_fails() -> None:
