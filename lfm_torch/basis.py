@@ -14,7 +14,7 @@ from lfm_torch import _checks, _files
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.graph import Graph
 from lfm_torch.laplacian import Laplacian
-from lfm_torch.linalg import dense_eigenpairs, krylov, lobpcg
+from lfm_torch.linalg import dense_eigenpairs, differentiable_eigenpairs, krylov, lobpcg
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
@@ -127,8 +127,14 @@ def spectral_basis(
 
     The eigenvectors of eigenvalue 0 are known (one per connected component, ``D^{1/2} 1`` on it) and set exactly; the
     solver works in their complement, so disconnected graphs come out right. Eigenvectors are orthonormal; inside a
-    repeated eigenvalue the choice of basis is arbitrary but reproducible. Not differentiable yet: the result is
-    detached, with a warning where a gradient was asked for.
+    repeated eigenvalue the choice of basis is arbitrary but reproducible.
+
+    Differentiable in the edge weights (and so in the points of :func:`build_graph`), by implicit derivatives that are
+    exact for the truncated basis: a closed form among the computed pairs, one projected linear system a column for the
+    rest. Losses that do not depend on the rotation inside a repeated eigenvalue get the right gradient; to have it,
+    eigenvalues nearer than 1e-5 (1e-9 in float64) of half the spectrum's bound are moved apart to that distance where
+    gradients are recorded. Other losses have no derivative there: the terms of the pairs in question are faded out,
+    as are those across a basis that ends inside a repeated eigenvalue. Not twice differentiable.
 
     Args:
         graph: A Graph (its symmetric normalised Laplacian is taken) or a Laplacian, "symmetric" or "unnormalized".
@@ -149,7 +155,8 @@ def spectral_basis(
         ValueError: ``n_basis`` not below the number of points, a random-walk Laplacian, a warm start of another shape.
 
     Warns:
-        LFMWarning: pairs that did not converge, with their number and residual; a graph that requires gradients.
+        LFMWarning: pairs that did not converge, with their number and residual; in the backward pass, linear systems
+            that did not.
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -173,28 +180,19 @@ def spectral_basis(
         raise ValueError(
             f"warm_start must have evecs of shape {[*laplacian.shape[:-1], 'm']}, got {list(warm_start.evecs.shape)}"
         )
-    if torch.is_grad_enabled() and laplacian.graph.weight.requires_grad:
+    tol = default_tol(laplacian.graph.weight.dtype) if tol is None else tol
+    pairs, used = _solve(laplacian, n_basis, solver, tol, max_iterations, warm_start, generator)
+    converged = pairs.residuals <= tol * laplacian.upper_bound / 2
+    if not bool(converged.all()):
         warnings.warn(
-            "spectral_basis is not differentiable yet: gradients stop here (detach the input, or use "
-            "torch.no_grad(), to say that this is meant)",
+            f"spectral_basis: {int((~converged).sum())} of {converged.numel()} eigenpairs did not reach "
+            f"tol={tol:g} in {pairs.iterations} iterations of {used}; largest residual "
+            f"{float(pairs.residuals.max()):.2g}",
             LFMWarning,
             stacklevel=2,
         )
-    tol = default_tol(laplacian.graph.weight.dtype) if tol is None else tol
-    with torch.no_grad():
-        pairs, used = _solve(laplacian, n_basis, solver, tol, max_iterations, warm_start, generator)
-        evals, evecs = pairs.evals, _fix_signs(pairs.evecs)
-        converged = pairs.residuals <= tol * laplacian.upper_bound / 2
-        if not bool(converged.all()):
-            warnings.warn(
-                f"spectral_basis: {int((~converged).sum())} of {converged.numel()} eigenpairs did not reach "
-                f"tol={tol:g} in {pairs.iterations} iterations of {used}; largest residual "
-                f"{float(pairs.residuals.max()):.2g}",
-                LFMWarning,
-                stacklevel=2,
-            )
-    components = laplacian.graph.n_components
-    return Basis(evals, evecs, pairs.residuals, converged, components, pairs.iterations, used)
+    evecs, components = _fix_signs(pairs.evecs), laplacian.graph.n_components
+    return Basis(pairs.evals, evecs, pairs.residuals, converged, components, pairs.iterations, used)
 
 
 def _solve(
@@ -207,29 +205,53 @@ def _solve(
     generator: torch.Generator | None,
 ) -> tuple[Eigenpairs, str]:
     used = _choose_solver(laplacian, n_basis) if solver == "auto" else solver
-    if used == "dense":
-        return dense_eigenpairs(laplacian, n_basis), used
-    if generator is None:
-        generator = torch.Generator(laplacian.graph.weight.device).manual_seed(0)
-    start = None if warm_start is None else warm_start.evecs.to(laplacian.graph.weight)
     known = laplacian.null_space(n_basis)
     missing = n_basis - int(laplacian.graph.n_components.min())
     if missing <= 0:
-        zeros = known.new_zeros(known.shape[:-2] + known.shape[-1:])
-        return Eigenpairs(zeros, known, residual_norms(laplacian, zeros, known), 0), used
-    method = lobpcg if used == "lobpcg" else krylov
-    rest = method(
-        laplacian, missing, tol=tol, known=known, start=start, max_iterations=max_iterations, generator=generator
-    )
+        return _only_null_space(laplacian, known), used
+    differentiable = torch.is_grad_enabled() and laplacian.graph.weight.requires_grad
+    with torch.no_grad():
+        found = missing + _guards(laplacian, missing, used) if differentiable else missing
+        if used == "dense":
+            rest = dense_eigenpairs(laplacian, found, known)
+        else:
+            if generator is None:
+                generator = torch.Generator(known.device).manual_seed(0)
+            start = None if warm_start is None else warm_start.evecs.to(known)
+            method = lobpcg if used == "lobpcg" else krylov
+            rest = method(
+                laplacian,
+                found,
+                tol=tol,
+                known=known,
+                start=start,
+                max_iterations=max_iterations,
+                generator=generator,
+            )
+    if differentiable:
+        evals, evecs = differentiable_eigenpairs(laplacian, rest, missing, known)
+        rest = Eigenpairs(evals, evecs, rest.residuals[..., :missing], rest.iterations)
     return _with_null_space(laplacian, known, rest, n_basis), used
+
+
+def _guards(laplacian: Laplacian, missing: int, solver: str) -> int:
+    """Pairs to compute beyond the basis where derivatives are wanted: they make the linear systems easy.
+
+    The dense solver has them all at no cost, and nothing is left to solve.
+    """
+    room = laplacian.graph.n_nodes - int(laplacian.graph.n_components.min()) - missing
+    return room if solver == "dense" else min(room, max(8, missing // 4))
+
+
+def _only_null_space(laplacian: Laplacian, known: Tensor) -> Eigenpairs:
+    zeros = known.detach().new_zeros(known.shape[:-2] + known.shape[-1:])
+    return Eigenpairs(zeros, known, residual_norms(laplacian, zeros, known).detach(), 0)
 
 
 def _with_null_space(laplacian: Laplacian, known: Tensor, rest: Eigenpairs, n_basis: int) -> Eigenpairs:
     """Join the known eigenvectors of eigenvalue 0 and the computed rest, graph by graph of the batch."""
-    zeros = known.new_zeros(known.shape[:-2] + known.shape[-1:])
-    evals, residuals = (
-        torch.cat(pair, -1) for pair in ((zeros, rest.evals), (residual_norms(laplacian, zeros, known), rest.residuals))
-    )
+    null = _only_null_space(laplacian, known)
+    evals, residuals = torch.cat([null.evals, rest.evals], -1), torch.cat([null.residuals, rest.residuals], -1)
     evecs = torch.cat([known, rest.evecs], -1)
     # a graph with c components takes its first c null vectors, then skips the padding of the others
     position = torch.arange(n_basis, device=known.device)
@@ -248,5 +270,5 @@ def _choose_solver(laplacian: Laplacian, n_basis: int) -> str:
 
 def _fix_signs(evecs: Tensor) -> Tensor:
     """Make the entry of largest magnitude of every eigenvector positive."""
-    largest = evecs.gather(-2, evecs.abs().argmax(-2, keepdim=True))
+    largest = evecs.detach().gather(-2, evecs.detach().abs().argmax(-2, keepdim=True))
     return evecs * torch.where(largest < 0, -1.0, 1.0)

@@ -59,9 +59,19 @@ class Graph:
             f"{str(self.weight.dtype).removeprefix('torch.')}, {self.weight.device})"
         )
 
-    @functools.cached_property
+    @property
     def degree(self) -> Tensor:
         """Sum of the weights at each node, ``[..., n]``."""
+        # kept without gradient only: a recorded one would outlive its first backward pass
+        recording = torch.is_grad_enabled() and self.weight.requires_grad
+        return self._sum_weights() if recording else self._cached_degree
+
+    @functools.cached_property
+    def _cached_degree(self) -> Tensor:
+        with torch.no_grad():
+            return self._sum_weights()
+
+    def _sum_weights(self) -> Tensor:
         none = self.weight.new_zeros(self.rowptr.numel() - 1)
         ones = torch.ones_like(none)
         sums = ops.laplacian_product(self.rowptr, self.col, self.weight, none, -ones, ones, ones.unsqueeze(1))

@@ -163,15 +163,6 @@ def test_solver_that_gives_up_says_so_and_returns_what_it_has() -> None:
         assert basis.evecs.shape == (900, 30)
 
 
-def test_a_gradient_that_stops_is_announced() -> None:
-    x = torch.randn(30, 3, requires_grad=True)
-    with pytest.warns(lfm.LFMWarning, match="not differentiable yet"):
-        basis = lfm.spectral_basis(lfm.build_graph(x), n_basis=4)
-    assert not basis.evecs.requires_grad
-    with torch.no_grad():
-        lfm.spectral_basis(lfm.build_graph(x), n_basis=4)
-
-
 def test_warm_start_saves_iterations() -> None:
     x = torch.randn(1500, 6)
     cold = lfm.spectral_basis(lfm.build_graph(x, n_neighbors=20), n_basis=30, solver="lobpcg")

@@ -50,3 +50,43 @@ def chebyshev_filter(
         previous, current = current, operator.apply(current, previous, a=scale, b=-centre * scale, c=-sigma * following)
         sigma = following
     return current
+
+
+def heat_coefficients(scale: float, tol: float) -> list[float]:
+    """Chebyshev coefficients of ``exp(-scale (1 + s))`` on ``s in [-1, 1]``, cut where the rest sums to ``tol``.
+
+    They are ``e^{-scale} I_0(scale)`` and ``2 (-1)^k e^{-scale} I_k(scale)``. The modified Bessel functions come from
+    Miller's backward recurrence, normalised by ``I_0 + 2 sum I_k = e^scale``. As ``|T_k| <= 1``, the sum of what is cut
+    bounds the error.
+    """
+    if scale == 0:
+        return [1.0]
+    last = int(12 * scale**0.5 + 60)  # what lies beyond is below exp(-72)
+    values = [0.0] * (last + 2)
+    values[last] = 1e-250
+    for k in range(last, 0, -1):
+        values[k - 1] = values[k + 1] + 2 * k / scale * values[k]
+        if values[k - 1] > 1e250:
+            values = [value * 1e-250 for value in values]
+    total = values[0] + 2 * sum(values[1:])
+    tail, degree = 0.0, last
+    while degree > 0 and tail + 2 * values[degree] / total <= tol:
+        tail += 2 * values[degree] / total
+        degree -= 1
+    return [values[0] / total] + [2 * (-1) ** k * values[k] / total for k in range(1, degree + 1)]
+
+
+def chebyshev_sums(operator: SymmetricOperator, block: Tensor, series: list[list[float]]) -> list[Tensor]:
+    """``sum_k c_k T_k(L / h - 1) block`` for each list of coefficients, h half the bound; products are shared."""
+    half = operator.upper_bound / 2
+    previous, current = block, block
+    sums = [coefficients[0] * block for coefficients in series]
+    for k in range(1, max(map(len, series))):
+        if k == 1:
+            current = operator.apply(block, a=1 / half, b=-1.0)
+        else:
+            previous, current = current, operator.apply(current, previous, a=2 / half, b=-2.0, c=-1.0)
+        for i, coefficients in enumerate(series):
+            if k < len(coefficients):
+                sums[i] = torch.add(sums[i], current, alpha=coefficients[k])
+    return sums
