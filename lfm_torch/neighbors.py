@@ -91,7 +91,7 @@ def knn(
     with torch.no_grad():
         indices, distances = _search(queries, database, n_neighbors, metric, backend)
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
-        distances = _differentiable(queries, queries if database is None else database, indices, distances, metric)
+        distances = _differentiable(queries, database, indices, distances, metric)
     shape = (*batch, x.shape[-2], n_neighbors)
     return Neighbors(indices.view(shape), distances.view(shape))
 
@@ -109,10 +109,11 @@ def _search(x: Tensor, y: Tensor | None, k: int, metric: str, backend: str) -> t
     return ops.nearest_neighbors(x, y, k, metric)
 
 
-def _differentiable(x: Tensor, y: Tensor, indices: Tensor, distances: Tensor, metric: str) -> Tensor:
+def _differentiable(x: Tensor, y: Tensor | None, indices: Tensor, distances: Tensor, metric: str) -> Tensor:
     found = distances
     if metric in ("cosine", "angular"):
-        x, y = (points / points.norm(dim=-1, keepdim=True) for points in (x, y))
+        x = x / x.norm(dim=-1, keepdim=True)
+        y = None if y is None else y / y.norm(dim=-1, keepdim=True)
     if metric == "cosine":
         found = (2 * distances).clamp_min(0).sqrt()
     kind = "inner_product" if metric == "inner_product" else "euclidean"

@@ -22,7 +22,7 @@ def symmetrize_edges_reference(indices: Tensor, weights: Tensor, mode: str) -> t
 
     Args:
         indices: ``[b, n, k]`` int64 neighbours within each point set, no duplicates in a row, no self.
-        weights: ``[b, n, k]`` non-negative weights of the directed edges.
+        weights: ``[b, n, k]`` weights of the directed edges, of any sign.
         mode: "mean" ``(W + W^T) / 2``, "union" ``max(W, W^T)``, "mutual" ``min(W, W^T)`` on edges both ends chose.
 
     Returns:

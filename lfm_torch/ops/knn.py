@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lfm_torch.ops._registry import Operator, register
+from lfm_torch.ops.graph import symmetrize_edges
+from lfm_torch.ops.laplacian import laplacian_product
 
 METRICS = ("euclidean", "cosine", "angular", "inner_product")
 SCHEMA = "(Tensor x, Tensor? y, int n_neighbors, str metric) -> (Tensor indices, Tensor distances)"
@@ -104,34 +106,56 @@ def nearest_neighbors(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str
 class NeighborDistances(torch.autograd.Function):
     """Distances already found by ``knn``, with their gradient in the points; the choice of neighbours is constant.
 
-    ``kind`` is "euclidean" (gradient ``(x - y) / d``, zero where ``d = 0``) or "inner_product". The backward pass walks
-    over row tiles, so that no ``[n, k, d]`` array exists at once.
+    ``kind`` is "euclidean" (gradient ``(x - y) / d``, zero where ``d = 0``) or "inner_product"; ``y`` is None for the
+    neighbours of ``x`` in itself. Then the euclidean gradient is a Laplacian product, ``(D - S) x`` with
+    ``S = C + C^T`` and ``C_ij`` the incoming gradient over the distance. Elsewhere the backward pass walks over row
+    tiles. No ``[n, k, d]`` array exists at once.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, indices: Tensor, distances: Tensor, kind: str) -> Tensor:  # noqa: D102
+    def forward(  # noqa: D102
+        ctx: Any, x: Tensor, y: Tensor | None, indices: Tensor, distances: Tensor, kind: str
+    ) -> Tensor:
         ctx.save_for_backward(x, y, indices, distances)
         ctx.kind = kind
         return distances.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # noqa: D102
         x, y, indices, distances = ctx.saved_tensors
-        grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-        rows = max(1, _TILE // (indices.shape[2] * x.shape[2]))
-        for b in range(x.shape[0]):
-            for start in range(0, x.shape[1], rows):
-                part = slice(start, min(start + rows, x.shape[1]))
-                index = indices[b, part]
-                neighbors = y[b][index]
-                if ctx.kind == "euclidean":
-                    coefficient = torch.where(distances[b, part] > 0, grad[b, part] / distances[b, part], 0.0)
-                    flow = coefficient.unsqueeze(-1) * (x[b, part].unsqueeze(1) - neighbors)
-                    grad_x[b, part] = flow.sum(1)
-                    flow = -flow
-                else:
-                    grad_x[b, part] = torch.einsum("nk,nkd->nd", grad[b, part], neighbors)
-                    flow = grad[b, part].unsqueeze(-1) * x[b, part].unsqueeze(1)
-                grad_y[b].index_add_(0, index.flatten(), flow.flatten(0, 1))
-        return grad_x, grad_y, None, None, None
+        if ctx.kind == "euclidean":
+            grad = torch.where(distances > 0, grad / torch.where(distances > 0, distances, 1.0), 0.0)
+            if y is None:
+                return _spring_forces(x, indices, grad), None, None, None, None
+        grad_x, grad_y = _pulled_back(x, x if y is None else y, indices, grad, ctx.kind)
+        return (grad_x + grad_y, None, None, None, None) if y is None else (grad_x, grad_y, None, None, None)
+
+
+def _spring_forces(x: Tensor, indices: Tensor, c: Tensor) -> Tensor:
+    """``sum_j (c_ij + c_ji) (x_i - x_j)`` over the directed edges: one product with a graph Laplacian."""
+    # centred, so that little cancels between the degree term and the sum over neighbours
+    points = (x - x.mean(1, keepdim=True)).flatten(0, 1)
+    rowptr, col, weight = symmetrize_edges(indices, c, "mean")
+    ones = points.new_ones(len(points))
+    sums = laplacian_product(rowptr, col, weight, torch.zeros_like(ones), -ones, ones, ones.unsqueeze(1))
+    return laplacian_product(rowptr, col, weight, sums.flatten(), ones, ones, points, a=2.0).view_as(x)
+
+
+def _pulled_back(x: Tensor, y: Tensor, indices: Tensor, c: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    rows = max(1, _TILE // (indices.shape[2] * x.shape[2]))
+    for b in range(x.shape[0]):
+        for start in range(0, x.shape[1], rows):
+            part = slice(start, min(start + rows, x.shape[1]))
+            index = indices[b, part]
+            neighbors = y[b][index]
+            if kind == "euclidean":
+                flow = c[b, part].unsqueeze(-1) * (x[b, part].unsqueeze(1) - neighbors)
+                grad_x[b, part] = flow.sum(1)
+                flow = -flow
+            else:
+                grad_x[b, part] = torch.einsum("nk,nkd->nd", c[b, part], neighbors)
+                flow = c[b, part].unsqueeze(-1) * x[b, part].unsqueeze(1)
+            grad_y[b].index_add_(0, index.flatten(), flow.flatten(0, 1))
+    return grad_x, grad_y
