@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lfm_torch import _checks
+from lfm_torch._probe import named_layers, untouched, unwrapped
+from lfm_torch._store import Store, open_store
 
-Pooling = Literal["mean", "flatten"]
-POOLINGS = ("mean", "flatten")
+Pooling = Literal["mean", "cls", "last", "flatten"]
+POOLINGS = ("mean", "cls", "last", "flatten")
+Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -25,47 +28,60 @@ def extract(
     model: nn.Module,
     data: Any,
     *,
-    layers: str | Sequence[str],
+    layers: Layers,
     pooling: Pooling = "mean",
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    store: torch.device | str | Path | None = None,
 ) -> dict[str, Tensor]:
     """Collect the outputs of layers on a probe set, in eval mode and without gradients.
 
-    The model is left as it was: the train/eval flag of every submodule, its device, its hooks and the random number
-    generators, also when the forward pass raises.
+    The model is left as it was: the train/eval flag and the buffers of every submodule, its device, its hooks and the
+    random number generators, also when the forward pass raises. Wrapped models are taken as the network inside them:
+    ``torch.compile`` (the pass runs uncompiled), DistributedDataParallel (the pass is of this rank alone) and FSDP (all
+    ranks must call).
 
     Args:
         model: Any module. It is called as ``model(inputs)``, or ``model(**inputs)`` where a batch is a dict.
-        data: Inputs ``[n, ...]``, a tuple whose first entry they are (``(inputs, labels)``), a Dataset, or a DataLoader
-            that does not shuffle; batches may be tuples as well. Floating-point inputs are cast to the dtype of the
-            weights.
-        layers: Names as in ``model.named_modules()``, or globs: ``*`` stands for one part of a dotted name ("layers.*"
-            for the blocks, not what is inside them), ``**`` for any number of parts. The order of the model is kept.
+        data: Inputs ``[n, ...]``, a tuple whose first entry they are (``(inputs, labels)``), a dict of tensors, a
+            Dataset, or a DataLoader that does not shuffle; batches may be tuples or dicts as well. Floating-point
+            inputs are cast to the dtype of the weights.
+        layers: Names as in ``model.named_modules()``, globs, or module types (``nn.Linear``). In a glob ``*`` stands
+            for one part of a dotted name ("layers.*" for the blocks, not what is inside them), ``**`` for any number
+            of parts. The order of the model is kept.
         pooling: Features of a sample: "mean" over space (``[n, c, h, w] -> [n, c]``) or tokens
-            (``[n, t, c] -> [n, c]``), or "flatten". Outputs ``[n, d]`` stay as they are. Three dimensions are always
-            read as tokens: take "flatten" for a Conv1d, whose output is ``[n, c, t]``.
+            (``[n, t, c] -> [n, c]``), "cls" or "last" for the first or last token, or "flatten". Where a batch has an
+            ``attention_mask [n, t]`` of the output's length, padding is no token. Outputs ``[n, d]`` stay as they are.
+            Three dimensions are always read as tokens: take "flatten" for a Conv1d, whose output is ``[n, c, t]``.
         batch_size: Samples per forward pass, for data that is not a DataLoader.
         device: Where to run; None for the device of the model.
+        dtype: Of the result; None keeps float64 and makes float32 of everything else.
+        store: Where to keep the result, batch by batch: a device ("cpu" beside a model on a GPU), a Path for a folder
+            of ``<layer>.npy`` files that the tensors are then mapped from (larger than memory), None for the device of
+            the run.
 
     Returns:
-        ``{layer: [n, d]}`` on the device of the run, half types as float32. Of a tuple, list or dict that a layer
-        returns its first tensor is taken.
+        ``{layer: [n, d]}``. Of a tuple, list, dict or ModelOutput that a layer returns its first tensor is taken.
 
     Raises:
-        TypeError: a model or data of the wrong kind.
+        TypeError: a model, data or dtype of the wrong kind.
         ValueError: a layer that is missing (near matches are listed), never called or called twice, an output that is
-            no ``[n, ...]`` tensor, an activation that is not finite (the layer and the row are named), shuffled or
-            empty data.
+            no ``[n, ...]`` tensor or does not fit the pooling, an activation that is not finite (the layer and the row
+            are named), shuffled or empty data.
 
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.ReLU(), torch.nn.Flatten())
-        >>> found = extract(model, torch.randn(10, 1, 8, 8), layers=["0", "2"])
+        >>> found = extract(model, torch.randn(10, 1, 8, 8), layers=["0", torch.nn.Flatten])
         >>> {name: list(x.shape) for name, x in found.items()}
         {'0': [10, 3], '2': [10, 108]}
     """
-    found = activations(model, data, layers=layers, pooling=pooling, batch_size=batch_size, device=device)
+    if dtype is not None and dtype not in _checks.FLOATING:
+        raise TypeError(f"dtype must be None, float16, bfloat16, float32 or float64, got {dtype}")
+    found = activations(
+        model, data, layers=layers, pooling=pooling, batch_size=batch_size, device=device, dtype=dtype, store=store
+    )
     for name, x in found.items():
         _checks.check_finite(f"the output of layer {name!r}", x)
     return found
@@ -75,57 +91,74 @@ def activations(
     model: nn.Module,
     data: Any,
     *,
-    layers: str | Sequence[str],
+    layers: Layers,
     pooling: Pooling = "mean",
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    store: torch.device | str | Path | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Do the work of :func:`extract` without looking at the values, for callers that judge layer by layer."""
+    """Do the work of :func:`extract` without looking at the values, for callers that judge layer by layer.
+
+    ``weights`` stand in for the model's own during the pass, by the names of its state dict.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _checks.check_choice("pooling", pooling, POOLINGS)
+    model = unwrapped(model)
     names = resolve_layers(model, layers)
-    collected: dict[str, list[Tensor]] = {name: [] for name in names}
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(_random_state_kept())
-        stack.enter_context(_evaluating(model))
+    found = named_layers(model)
+    chosen = {name: found[name] for name in names}
+    call = model if weights is None else lambda *a, **k: torch.func.functional_call(model, dict(weights), a, k)
+    with ExitStack() as stack:
+        kept: Store = stack.enter_context(open_store(store, dtype))
+        stack.enter_context(untouched(model))
         place = stack.enter_context(_placed(model, device))
         for batch in as_batches(data, batch_size):
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            for name, x in _forward(model, _moved(inputs, place, model), names, pooling).items():
-                collected[name].append(x)
-    if not collected[names[0]]:
+            kept.append(_forward(call, _moved(inputs, place, model), chosen, pooling))
+        tensors = kept.tensors()
+    if not tensors:
         raise ValueError("data must hold at least one sample, got none")
-    return {name: torch.cat(parts) for name, parts in collected.items()}
+    return tensors
 
 
-def resolve_layers(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
+def resolve_layers(model: nn.Module, layers: Layers) -> list[str]:
     """Return the names of submodules that ``layers`` stands for, in the order of the model.
 
     Raises:
-        ValueError: a name or glob that matches nothing; near matches are listed.
+        TypeError: something that is no name, glob or module type.
+        ValueError: a name, glob or type that matches nothing; near matches are listed.
     """
-    patterns = [layers] if isinstance(layers, str) else list(layers)
-    modules = {name: module for name, module in model.named_modules() if name}
+    patterns = [layers] if isinstance(layers, (str, type)) else list(layers)
+    modules = named_layers(unwrapped(model))
     if not patterns:
         raise ValueError(f"layers must name at least one layer, got none; the model has {_some(modules)}")
     chosen: set[str] = set()
     for pattern in patterns:
-        if pattern in modules:
+        if isinstance(pattern, str) and pattern in modules:
             chosen.add(pattern)
             continue
-        # a container is never called, so a glob that meets one means its parts
-        matching = {
-            name
-            for name, module in modules.items()
-            if _matches(name.split("."), pattern.split(".")) and not isinstance(module, _CONTAINERS)
-        }
+        matching = {name for name, module in modules.items() if _stands_for(pattern, name, module)}
         if not matching:
-            hint = _checks.did_you_mean(pattern, modules)
+            wanted = repr(pattern) if isinstance(pattern, str) else pattern.__name__
+            hint = _checks.did_you_mean(pattern, modules) if isinstance(pattern, str) else ""
             hint = hint or f"; the model has {_some(modules)}"
-            raise ValueError(f"layers must name submodules of the model, got {pattern!r}{hint}")
+            raise ValueError(f"layers must name submodules of the model, got {wanted}{hint}")
         chosen |= matching
     return [name for name in modules if name in chosen]
+
+
+def _stands_for(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
+    # a container is never called, so a glob or type that meets one means its parts
+    if isinstance(module, _CONTAINERS):
+        return False
+    if isinstance(pattern, str):
+        return _matches(name.split("."), pattern.split("."))
+    if not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
+        raise TypeError(f"layers must be names, globs or subclasses of torch.nn.Module, got {pattern!r}")
+    return isinstance(module, pattern)
 
 
 def _some(names: Iterable[str], limit: int = 12) -> str:
@@ -143,17 +176,6 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     if pattern[0] == "**":
         return any(_matches(parts[i:], pattern[1:]) for i in range(len(parts) + 1))
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 @contextmanager
@@ -190,20 +212,6 @@ def _devices(model: nn.Module) -> list[torch.device]:
     return list(dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers())))
 
 
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    # a DataLoader draws a seed for its workers, and a data set may augment: none of it may move the generators of a
-    # training that goes on
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global state is what must be kept)
-    try:
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-
-
 def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
     """Return probe inputs batch by batch; that the data is of the wrong kind is said now, not when they are read.
 
@@ -221,11 +229,14 @@ def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
         if data.dim() < 1 or len(data) == 0:
             raise ValueError(f"data must have shape [n, ...] with at least one sample, got {list(data.shape)}")
         return torch.split(data, batch_size)
+    if isinstance(data, Mapping):
+        return _split_columns(data, batch_size)
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=batch_size)
     if not isinstance(data, DataLoader):
         raise TypeError(
-            f"data must be a tensor, a tuple (inputs, ...), a Dataset or a DataLoader, got {type(data).__name__}"
+            f"data must be a tensor, a tuple (inputs, ...), a dict of tensors, a Dataset or a DataLoader, got "
+            f"{type(data).__name__}"
         )
     # a batch_sampler brings a sampler of its own, and the loader's is then not used
     for sampler in (data.sampler, getattr(data.batch_sampler, "sampler", None)):
@@ -237,6 +248,18 @@ def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
     return data
 
 
+def _split_columns(data: Mapping[str, Any], batch_size: int) -> list[dict[str, Any]]:
+    wrong = [f"{key!r}: {type(value).__name__}" for key, value in data.items() if not isinstance(value, Tensor)]
+    if wrong or not data:
+        raise TypeError(f"data must be a dict of tensors, got {', '.join(wrong) or 'an empty one'}")
+    sizes = {len(value) if value.dim() else 0 for value in data.values()}
+    if len(sizes) > 1 or sizes == {0}:
+        shapes = {key: list(value.shape) for key, value in data.items()}
+        raise ValueError(f"data must be a dict of tensors [n, ...] with one n, at least 1, got {shapes}")
+    columns = zip(*(torch.split(value, batch_size) for value in data.values()), strict=True)
+    return [dict(zip(data, parts, strict=True)) for parts in columns]
+
+
 def _moved(inputs: Any, device: torch.device, model: nn.Module) -> Any:
     if isinstance(inputs, Mapping):
         return {key: _moved(value, device, model) for key, value in inputs.items()}
@@ -246,24 +269,28 @@ def _moved(inputs: Any, device: torch.device, model: nn.Module) -> Any:
     return inputs.to(device, dtype if inputs.is_floating_point() else None)
 
 
-def _forward(model: nn.Module, inputs: Any, names: Sequence[str], pooling: Pooling) -> dict[str, Tensor]:
+def _forward(
+    call: Callable[..., Any], inputs: Any, layers: Mapping[str, nn.Module], pooling: Pooling
+) -> dict[str, Tensor]:
     """Run one batch and return what each layer gave, pooled to ``[batch, d]``."""
     n = _batch_length(inputs)
-    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    outputs: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         # pooled (and so copied) at once: a later in-place activation would write into the output
-        return lambda _module, _inputs, output: outputs[name].append(_pooled(_single(name, output, n), pooling))
+        return lambda _module, _inputs, output: outputs[name].append(
+            _pooled(name, _single(name, output, n), pooling, mask)
+        )
 
     handles = []
     try:
-        for name in names:
-            handle = model.get_submodule(name).register_forward_hook(keep(name))
-            handles.append(handle)
+        for name, module in layers.items():
+            handles.append(module.register_forward_hook(keep(name)))
         if isinstance(inputs, Mapping):
-            model(**inputs)
+            call(**inputs)
         else:
-            model(inputs)
+            call(inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -308,7 +335,7 @@ def _first_tensor(output: Any) -> Tensor | None:
     return None
 
 
-def _pooled(x: Tensor, pooling: Pooling) -> Tensor:
+def _pooled(name: str, x: Tensor, pooling: Pooling, mask: Any) -> Tensor:
     x = x.detach()
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
@@ -316,4 +343,24 @@ def _pooled(x: Tensor, pooling: Pooling) -> Tensor:
         return x.unsqueeze(1).clone()
     if x.dim() == 2 or pooling == "flatten":
         return x.flatten(1).clone()
-    return x.mean(1) if x.dim() == 3 else x.flatten(2).mean(2)
+    if x.dim() == 3:
+        return _of_tokens(x, pooling, mask)
+    if pooling != "mean":
+        raise ValueError(
+            f"pooling must be 'mean' or 'flatten' for layer {name!r}, whose output {list(x.shape)} has no tokens "
+            f"[n, t, c], got {pooling!r}"
+        )
+    return x.flatten(2).mean(2)
+
+
+def _of_tokens(x: Tensor, pooling: Pooling, mask: Any) -> Tensor:
+    masked = isinstance(mask, Tensor) and mask.shape == x.shape[:2]
+    present = mask.to(x.device) != 0 if masked else x.new_ones(x.shape[:2], dtype=torch.bool)
+    if pooling == "mean":
+        if not masked:
+            return x.mean(1)
+        # not a product with the mask: padding may hold anything, also NaN
+        return x.masked_fill(~present.unsqueeze(-1), 0.0).sum(1) / present.sum(1, keepdim=True).clamp_min(1)
+    first = present.int().argmax(1)
+    last = x.shape[1] - 1 - present.flip(1).int().argmax(1)
+    return x[torch.arange(len(x), device=x.device), first if pooling == "cls" else last]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,127 @@ def test_batches_that_are_dicts_are_passed_by_name() -> None:
     model, x = Named(), torch.randn(6, 3)
     loader = DataLoader([{"values": row} for row in x], batch_size=4)
     torch.testing.assert_close(extract(model, loader, layers="linear")["linear"], model.linear(x).detach())
+
+
+def test_layers_by_type_and_by_a_mixture(network: Network) -> None:
+    assert list(extract(network, IMAGES, layers=nn.Conv2d)) == ["layers.0.0"]
+    assert list(extract(network, IMAGES, layers=["head", nn.ReLU])) == ["layers.1", "head"]
+    with pytest.raises(ValueError, match="got Conv3d; the model has 'layers'"):
+        extract(network, IMAGES, layers=nn.Conv3d)
+    with pytest.raises(TypeError, match=r"subclasses of torch.nn.Module, got <class 'int'>"):
+        extract(network, IMAGES, layers=int)  # type: ignore[arg-type]
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        return {"logits": self.body(self.embed(input_ids))}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_no_token(side: str) -> None:
+    ids = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    if side == "left":
+        ids, mask = ids.flip(1), mask.flip(1)
+    model = Tokens()
+    tokens = model.embed(ids).detach()
+    real = [row[keep.bool()] for row, keep in zip(tokens, mask, strict=True)]
+    probe = {"input_ids": ids, "attention_mask": mask}
+    wanted = {"mean": [r.mean(0) for r in real], "cls": [r[0] for r in real], "last": [r[-1] for r in real]}
+    for pooling, rows in wanted.items():
+        found = extract(model, probe, layers="embed", pooling=pooling, batch_size=1)["embed"]  # type: ignore[arg-type]
+        torch.testing.assert_close(found, torch.stack(rows))
+
+
+def test_tokens_where_there_are_none(network: Network) -> None:
+    with pytest.raises(ValueError, match=r"'layers.0', whose output \[10, 3, 4, 4\] has no tokens.*got 'cls'"):
+        extract(network, IMAGES, layers="layers.0", pooling="cls")
+
+
+def test_columns_must_fit() -> None:
+    ids = torch.ones(3, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"one n, at least 1, got \{'input_ids': \[3, 2\], 'attention_mask': \[2, 2\]"):
+        extract(Tokens(), {"input_ids": ids, "attention_mask": ids[:2]}, layers="embed")
+    with pytest.raises(TypeError, match="'text': list"):
+        extract(Tokens(), {"text": ["a"]}, layers="embed")
+
+
+def test_a_folder_holds_what_memory_would(network: Network, tmp_path: Path) -> None:
+    wanted = extract(network, IMAGES, layers="layers.*")
+    found = extract(network, IMAGES, layers="layers.*", batch_size=3, store=tmp_path)
+    torch.testing.assert_close(found, wanted)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layers.0.npy", "layers.1.npy"]
+    found["layers.0"].zero_()
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "layers.0.npy")), wanted["layers.0"])
+    half = extract(network, IMAGES, layers="head", dtype=torch.float16, store=tmp_path)["head"]
+    assert half.dtype == torch.float16
+    with pytest.raises(TypeError, match=r"npy file, got torch.bfloat16"):
+        extract(network, IMAGES, layers="head", dtype=torch.bfloat16, store=tmp_path)
+
+
+def test_dtype_and_store(network: Network) -> None:
+    found = extract(network, IMAGES, layers="head", dtype=torch.bfloat16, store="cpu")["head"]
+    assert found.dtype == torch.bfloat16
+    assert extract(network.double(), IMAGES, layers="head")["head"].dtype == torch.float64
+    with pytest.raises(TypeError, match=r"dtype must be None.*got torch.int32"):
+        extract(network, IMAGES, layers="head", dtype=torch.int32)
+
+
+def test_widths_that_change_from_batch_to_batch() -> None:
+    class Ragged(Odd):
+        def forward(self, x: Tensor) -> Any:
+            return self.outer(x[:, : int(x[0, 0])])
+
+    with pytest.raises(ValueError, match=r"'outer' must have as many features in every batch, 1 in the first, got 2"):
+        extract(Ragged(lambda x: x), torch.tensor([[1.0, 1.0], [2.0, 2.0]]), layers="outer", batch_size=1)
+
+
+def test_a_compiled_model_is_run_without_its_wrapper(network: Network) -> None:
+    wanted = extract(network, IMAGES, layers=["layers.0", "head"])
+    outside = torch.compile(network, backend="eager")
+    torch.testing.assert_close(extract(outside, IMAGES, layers=["layers.0", "head"]), wanted)
+    network.layers[0] = torch.compile(network.layers[0], backend="eager")
+    network.compile(backend="eager")
+    network(IMAGES)
+    wanted = extract(network, IMAGES, layers="head")
+    found = extract(network, IMAGES, layers=["layers.0.0", "head"])
+    torch.testing.assert_close(found["head"], wanted["head"])
+    assert list(found) == ["layers.0.0", "head"]
+
+
+def test_buffers_written_in_eval_mode_come_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("seen", None)
+            self.register_buffer("replaced", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.replaced = self.replaced + 1
+            return self.linear(x)
+
+    model = Counting()
+    before = dict(model.named_buffers())
+    extract(model, torch.randn(3, 2), layers="linear")
+    assert all(model.get_buffer(name) is buffer and not bool(buffer) for name, buffer in before.items())
+
+
+def test_autocast_goes_on_with_its_gradients() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = extract(model, torch.randn(4, 3), layers="0")["0"]
+        loss = model(torch.randn(4, 3)).sum()
+    loss.backward()
+    assert found.dtype == torch.float32
+    assert model[0].weight.grad is not None
 
 
 def state_of(model: nn.Module) -> tuple[Any, ...]:
