@@ -54,7 +54,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Kept are the train/eval flag and the buffers of every submodule, and the generators of Python, NumPy and torch (all
     devices). ``torch.compile`` stands back, since compiled code does not run hooks that came after it, and the weight
-    cache of an autocast region around the call is left alone: copies of weights made here carry no gradient.
+    cache of an autocast region around the call is left alone: copies of weights made here carry no gradient (torch 2.10
+    hands them to the training).
     """
     with ExitStack() as stack:
         for context in (_random_state_kept(), _flags_kept(model), _eager(), _cacheless_autocast(model)):
