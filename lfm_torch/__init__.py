@@ -7,7 +7,7 @@ from importlib.metadata import version as _version
 
 __version__ = _version("lfm-torch")
 
-from lfm_torch import baselines
+from lfm_torch import baselines, losses
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.basis import Basis, spectral_basis
@@ -39,6 +39,7 @@ __all__ = [
     "heat_overlap",
     "knn",
     "lfm_similarity",
+    "losses",
     "paired_map",
     "similarity",
     "spectral_basis",

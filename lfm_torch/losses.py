@@ -1,0 +1,200 @@
+"""Losses that align a representation to a target: thin modules over graph, basis, map and readings.
+
+Which one to take:
+
+- :class:`DirichletAlignmentLoss` asks that the target's low eigenfunctions vary little along the edges of the
+  student's graph. No eigenvector is differentiated: it is cheap and smooth, and the one to start with. Its value is an
+  energy without a fixed optimum; watch a similarity beside it.
+- :class:`LFMAlignmentLoss` differentiates the similarity itself, through graph, eigenpairs and map. It costs several
+  times as much and optimises exactly what is reported; it also serves rows that do not correspond, through descriptors.
+
+Both see one batch as one space: batches of a few hundred rows or more, with several rows of every class, work; batches
+of 32 do not hold a neighbour graph worth the name.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lfm_torch import _checks
+from lfm_torch.basis import Basis, spectral_basis
+from lfm_torch.functional_map import FunctionalMap, paired_map
+from lfm_torch.graph import Graph, Weights, build_graph
+from lfm_torch.neighbors import Metric
+from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
+
+Reading = Literal["heat", "overlap", "lfm"]
+_READINGS = {"heat": heat_overlap, "overlap": subspace_overlap, "lfm": lfm_similarity}
+
+
+class _AlignmentLoss(nn.Module):
+    """What both losses share: the settings of the spaces, and the target's basis."""
+
+    def __init__(
+        self,
+        *,
+        n_basis: int = 32,
+        n_neighbors: int | None = None,
+        metric: Metric = "angular",
+        weights: Weights = "gaussian",
+    ) -> None:
+        super().__init__()
+        if isinstance(n_basis, bool) or not isinstance(n_basis, int) or n_basis < 1:
+            raise ValueError(f"n_basis must be a positive int, got {n_basis!r}")
+        # what the graph refuses whatever the points is refused here, not at the first step
+        build_graph(torch.eye(3), n_neighbors=1, metric=metric, weights=weights)
+        self.n_basis, self.n_neighbors, self.metric, self.weights = n_basis, n_neighbors, metric, weights
+
+    def extra_repr(self) -> str:
+        """Settings, as ``print`` shows them."""
+        settings = ("n_basis", "n_neighbors", "metric", "weights")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
+
+    def target_basis(self, target: Tensor) -> Basis:
+        """Graph and basis of a target ``[..., n, d]``, to give instead of it where the same rows come again."""
+        with torch.no_grad():
+            return self._basis(_full_precision("target", target))
+
+    def _basis(self, x: Tensor) -> Basis:
+        return spectral_basis(self._graph(x), n_basis=self.n_basis)
+
+    def _graph(self, x: Tensor) -> Graph:
+        return build_graph(x, n_neighbors=self.n_neighbors, metric=self.metric, weights=self.weights)
+
+    def _check_target(self, x: Tensor, target: object) -> Tensor | Basis:
+        if not isinstance(target, (Tensor, Basis)):
+            raise TypeError(f"target must be a torch.Tensor or a Basis, got {type(target).__name__}")
+        rows = target.evecs.shape[:-1] if isinstance(target, Basis) else target.shape[:-1]
+        if rows != x.shape[:-1]:
+            raise ValueError(
+                f"target must have the rows of x, {[*x.shape[:-1]]} (row i of both from the same input), got {[*rows]}"
+            )
+        device = target.evecs.device if isinstance(target, Basis) else target.device
+        if device != x.device:
+            raise ValueError(f"target must be on the device of x, {x.device}, got {device}")
+        return target
+
+
+class LFMAlignmentLoss(_AlignmentLoss):
+    """``1 - similarity`` of two spaces, differentiated through graph, eigenpairs and map; mean over the batch.
+
+    The choice of neighbours is held fixed at each step; the gradient flows through the distances to them.
+
+    Args:
+        n_basis: Eigenvectors per space, less than the rows of a batch.
+        n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300.
+        metric: Metric of the graphs, see :func:`lfm_torch.knn`. "angular" refuses rows that are all zero (a dead
+            ReLU); "euclidean" takes them.
+        weights: Edge weights, see :func:`lfm_torch.build_graph`.
+        reading: Which similarity: "heat" and "overlap" do not depend on the basis chosen inside a repeated eigenvalue,
+            "lfm" does, and has no gradient there.
+
+    Raises:
+        ValueError: settings that no graph or basis can have.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss = LFMAlignmentLoss(n_basis=10)
+        >>> bool(loss(x, 3 * x.detach()).abs() < 1e-4)
+        True
+        >>> loss(x, x.detach().exp()).backward()
+        >>> bool(x.grad.norm() > 0)
+        True
+
+    Source: Fumero et al. 2024 (arXiv 2406.14183), section 3.3 for "lfm"; the others are this library's readings.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_basis: int = 32,
+        n_neighbors: int | None = None,
+        metric: Metric = "angular",
+        weights: Weights = "gaussian",
+        reading: Reading = "heat",
+    ) -> None:
+        super().__init__(n_basis=n_basis, n_neighbors=n_neighbors, metric=metric, weights=weights)
+        _checks.check_choice("reading", reading, _READINGS)
+        self.reading = reading
+
+    def extra_repr(self) -> str:
+        """Settings, as ``print`` shows them."""
+        return f"{super().extra_repr()}, reading={self.reading!r}"
+
+    def forward(self, x: Tensor, target: Tensor | Basis) -> Tensor:
+        """Return the loss, a scalar in [0, 1] in float32 or float64.
+
+        Args:
+            x: ``[..., n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under
+                autocast.
+            target: ``[..., n, d_target]`` whose row i comes from the input of row i of ``x``, or the Basis that
+                :meth:`target_basis` made of it. A tensor that requires gradients is aligned as well: detach a teacher.
+
+        Raises:
+            TypeError: not floating-point tensors.
+            ValueError: rows that do not pair, and what the graph and the basis refuse.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            target = self._check_target(x, target)
+            basis_x = self._basis(_full_precision("x", x))
+            basis_y = target if isinstance(target, Basis) else self._basis(_full_precision("target", target))
+            return self._read(paired_map(basis_x, basis_y.to(basis_x.evecs.dtype)))
+
+    def _read(self, fmap: FunctionalMap) -> Tensor:
+        return (1 - _READINGS[self.reading](fmap)).mean()
+
+
+class DirichletAlignmentLoss(_AlignmentLoss):
+    """Dirichlet energy of the target's basis on the graph of ``x``, ``Tr(Phi_T^T L_x Phi_T) / m``; mean over the batch.
+
+    The target's eigenfunctions are constants, and only ``L_x`` is differentiated: one Laplacian product forward, one
+    edge pass backward. It is the mean of the target's eigenvalues where both graphs agree, and about 1 where they have
+    nothing in common.
+
+    Args:
+        n_basis: Eigenvectors of the target, less than the rows of a batch.
+        n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300.
+        metric: Metric of the graphs, see :func:`lfm_torch.knn`. "angular" refuses rows that are all zero (a dead
+            ReLU); "euclidean" takes them.
+        weights: Edge weights, see :func:`lfm_torch.build_graph`.
+
+    Raises:
+        ValueError: settings that no graph or basis can have.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        >>> loss = DirichletAlignmentLoss(n_basis=10)
+        >>> basis = loss.target_basis(x)
+        >>> bool((loss(x, basis) - basis.evals.mean()).abs() < 1e-5)
+        True
+    """
+
+    def forward(self, x: Tensor, target: Tensor | Basis) -> Tensor:
+        """Return the loss, a scalar in [0, 2] in float32 or float64.
+
+        Args:
+            x: ``[..., n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under
+                autocast.
+            target: ``[..., n, d_target]`` whose row i comes from the input of row i of ``x``, or the Basis that
+                :meth:`target_basis` made of it. No gradient flows into it.
+
+        Raises:
+            TypeError: not floating-point tensors.
+            ValueError: rows that do not pair, and what the graph and the basis refuse.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            target = self._check_target(x, target)
+            laplacian = self._graph(_full_precision("x", x)).laplacian()
+            basis = target if isinstance(target, Basis) else self.target_basis(target)
+            evecs = basis.evecs.detach().to(laplacian.graph.weight.dtype)
+            return (evecs * (laplacian @ evecs)).sum((-2, -1)).mean() / basis.n_basis
+
+
+def _full_precision(name: str, x: Tensor) -> Tensor:
+    _checks.check_points(name, x)
+    return x if x.dtype == torch.float64 else x.float()

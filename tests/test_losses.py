@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lfm_torch as lfm
+from lfm_torch.losses import DirichletAlignmentLoss, LFMAlignmentLoss
+
+Loss = LFMAlignmentLoss | DirichletAlignmentLoss
+LOSSES: list[Callable[..., Loss]] = [LFMAlignmentLoss, DirichletAlignmentLoss]
+
+
+def spaces(n: int = 60, dtype: torch.dtype = torch.float32, batch: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Two views of clustered points: what a student and a teacher may give for the same inputs."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(n) % 4
+    z = torch.randn(*batch, n, 6, generator=generator) + 2 * torch.eye(6)[labels]
+    student = z @ torch.randn(6, 5, generator=generator) + 2 * torch.randn(*batch, n, 5, generator=generator)
+    return student.to(dtype), z.tanh().to(dtype)
+
+
+@pytest.mark.parametrize("metric", ["angular", "euclidean"])
+@pytest.mark.parametrize("make", LOSSES)
+def test_gradients_in_double_precision(make: Callable[..., Loss], metric: str) -> None:
+    x, target = spaces(24, torch.float64)
+    loss = make(n_basis=5, n_neighbors=7, metric=metric)
+    assert torch.autograd.gradcheck(lambda points: loss(points, target), x.requires_grad_(), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reading", ["overlap", "lfm"])
+def test_gradients_of_the_other_readings(reading: str) -> None:
+    x, target = spaces(24, torch.float64)
+    loss = LFMAlignmentLoss(n_basis=5, n_neighbors=7, reading=reading)  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(lambda points: loss(points, target), x.requires_grad_(), atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_in_the_target_where_it_asks_for_them() -> None:
+    x, target = spaces(24, torch.float64)
+    loss = LFMAlignmentLoss(n_basis=5, n_neighbors=7)
+    assert torch.autograd.gradcheck(lambda points: loss(x, points), target.requires_grad_(), atol=1e-6, rtol=1e-4)
+    DirichletAlignmentLoss(n_basis=5)(x.requires_grad_(), target).backward()
+    assert target.grad is None
+
+
+def test_values_are_the_definitions() -> None:
+    x, target = spaces()
+    found = lfm.similarity(x, target, n_basis=8)
+    for reading, value in found.items():
+        loss = LFMAlignmentLoss(n_basis=8, reading=reading)(x, target)  # type: ignore[arg-type]
+        torch.testing.assert_close(loss, 1 - value, atol=1e-5, rtol=1e-4)
+    L = lfm.build_graph(x.double()).laplacian().to_dense()
+    evecs = torch.linalg.eigh(lfm.build_graph(target.double()).laplacian().to_dense()).eigenvectors[:, :8]
+    wanted = (evecs.mT @ L @ evecs).trace() / 8
+    torch.testing.assert_close(DirichletAlignmentLoss(n_basis=8)(x, target).double(), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_batch_is_the_mean_of_its_spaces(make: Callable[..., Loss]) -> None:
+    x, target = spaces(40, batch=(3,))
+    loss = make(n_basis=6)
+    alone = torch.stack([loss(x[i], target[i]) for i in range(3)]).mean()
+    torch.testing.assert_close(loss(x, target), alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_basis_stands_for_the_target(make: Callable[..., Loss]) -> None:
+    x, target = spaces()
+    loss = make(n_basis=8)
+    torch.testing.assert_close(loss(x, loss.target_basis(target)), loss(x, target), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_half_types_and_autocast_are_computed_in_single(make: Callable[..., Loss]) -> None:
+    x, target = spaces()
+    loss = make(n_basis=8)
+    half, teacher = x.bfloat16().requires_grad_(), target.half()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(half, teacher)
+    torch.testing.assert_close(value, loss(half.float(), teacher.float()))
+    value.backward()
+    assert half.grad is not None
+    assert half.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_descent_aligns_the_student(make: Callable[..., Loss]) -> None:
+    x, target = spaces(120)
+    before = lfm.similarity(x, target, n_basis=10)["heat"]
+    network = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 8))
+    loss = make(n_basis=10)
+    basis, optimizer = loss.target_basis(target), torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss(network(x), basis).backward()
+        optimizer.step()
+    after = lfm.similarity(network(x).detach(), target, n_basis=10)["heat"]
+    assert float(after) > float(before) + 0.1
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_what_they_refuse(make: Callable[..., Loss]) -> None:
+    x, target = spaces()
+    loss = make(n_basis=8)
+    with pytest.raises(ValueError, match=r"target must have the rows of x, \[60\].*got \[59\]"):
+        loss(x, target[1:])
+    with pytest.raises(TypeError, match=r"target must be a torch.Tensor or a Basis, got list"):
+        loss(x, target.tolist())
+    with pytest.raises(TypeError, match="x must be float16"):
+        loss(x.long(), target)
+    with pytest.raises(ValueError, match="n_basis must be between 1 and 5"):
+        loss(x[:6], target[:6])
+    with pytest.raises(ValueError, match="n_basis must be a positive int, got 0"):
+        make(n_basis=0)
+    with pytest.raises(ValueError, match="metric must be one of"):
+        make(metric="manhattan")
+    with pytest.raises(ValueError, match="no zero row under the metrics"):
+        loss(x * (torch.arange(60) > 3).unsqueeze(1), target)
+    with pytest.raises(ValueError, match="reading must be one of"):
+        LFMAlignmentLoss(reading="cka")  # type: ignore[arg-type]
+
+
+def test_settings_show() -> None:
+    assert repr(LFMAlignmentLoss(n_basis=8)) == (
+        "LFMAlignmentLoss(n_basis=8, n_neighbors=None, metric='angular', weights='gaussian', reading='heat')"
+    )
