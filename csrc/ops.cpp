@@ -5,6 +5,7 @@
 #include "graph/graph.h"
 #include "knn/knn.h"
 #include "laplacian/laplacian.h"
+#include "maps/maps.h"
 
 STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CPU, m) {
   m.impl("knn", TORCH_BOX(&lfm::knn_cpu));
@@ -13,4 +14,5 @@ STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CPU, m) {
   m.impl("connected_components", TORCH_BOX(&lfm::connected_components_cpu));
   m.impl("laplacian_product", TORCH_BOX(&lfm::laplacian_product_cpu));
   m.impl("edge_products", TORCH_BOX(&lfm::edge_products_cpu));
+  m.impl("map_energies", TORCH_BOX(&lfm::map_energies_cpu));
 }

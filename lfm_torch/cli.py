@@ -28,8 +28,8 @@ from lfm_torch.checkpoints import Checkpoints, find_checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.graph import WEIGHTS
+from lfm_torch.measures import DEFAULT_MEASURES, MEASURES
 from lfm_torch.ops.knn import METRICS
-from lfm_torch.pipeline import MEASURES
 from lfm_torch.report import terminal
 from lfm_torch.representation import POOLINGS
 
@@ -146,7 +146,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--measures", nargs="+", default=["lfm", "overlap", "heat"], metavar="NAME", help=f"among {', '.join(MEASURES)}"
+        "--measures", nargs="+", default=list(DEFAULT_MEASURES), metavar="NAME", help=f"among {', '.join(MEASURES)}"
     )
     parser.add_argument("--n-neighbors", type=int, metavar="K", help="of each sample (15%% of them, at most 300)")
     parser.add_argument("--n-basis", type=int, default=50, metavar="M", help="eigenvectors per space (50)")

@@ -15,23 +15,26 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning
+from lfm_torch.baselines.points import Points, State
 from lfm_torch.checkpoints import Checkpoint, Checkpoints, in_order, parse_name
 from lfm_torch.comparison import Comparison, Failure, Item
-from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.graph import Weights, build_graph
+from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric, default_n_neighbors
-from lfm_torch.pipeline import MAP_MEASURES, POINT_MEASURES, check_measures, representation_basis
+from lfm_torch.pairs import score_pairs, shuffled_maps, shuffled_scores, stored
+from lfm_torch.pipeline import representation_basis
+from lfm_torch.similarity import Maps
 
 Progress = Callable[[str, int, int], None]
 SINGLE_LAYER = "representation"
 _BLOCK_BYTES = 256 * 2**20
-_CHANCE_DRAWS = 24
+_CHANCE_DRAWS = 100
 
 
 def compare(
     representations: Mapping[str, Tensor | Mapping[str, Tensor]] | Checkpoints,
     *,
-    measures: Sequence[str] = ("lfm", "overlap", "heat"),
+    measures: Sequence[str] = DEFAULT_MEASURES,
     n_neighbors: int | None = None,
     n_basis: int = 50,
     metric: Metric = "angular",
@@ -47,7 +50,7 @@ def compare(
     Args:
         representations: ``{network: {layer: [n, d]}}`` or ``{network: [n, d]}``; row i is the same sample everywhere. A
             :class:`Checkpoints` reads them from files, one at a time.
-        measures: Names among "lfm" (squared), "overlap", "heat" and "linear_cka".
+        measures: Names of measures; :data:`lfm_torch.measures.MEASURES` describes them all.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
         n_basis: Eigenvectors per space, less than n.
         metric: Metric of the graphs, see :func:`knn`.
@@ -95,7 +98,7 @@ def compare(
     place = {checkpoint.name: i for i, checkpoint in enumerate(checkpoints)}
     reduced.sort(key=lambda entry: place[entry.item.checkpoint])
     matrices = _all_pairs(reduced, settings, tell)
-    chance = _chance(reduced, settings)
+    chance, spread = _chance(reduced, settings)
     n = reduced[0].n
     described = {
         "n_samples": n,
@@ -109,7 +112,7 @@ def compare(
     }
     items = tuple(entry.item for entry in reduced)
     layers = tuple(dict.fromkeys(item.layer for item in items))
-    return Comparison(items, tuple(checkpoints), layers, matrices, chance, described, tuple(failures))
+    return Comparison(items, tuple(checkpoints), layers, matrices, chance, described, tuple(failures), spread)
 
 
 @dataclass(frozen=True)
@@ -138,19 +141,21 @@ class Settings:
             raise ValueError(f"representations must have at least 2 rows, got {n}")
         if self.map_measures:
             _checks.check_range("n_basis", self.n_basis, 1, n - 1, f"less than the {n} samples")
+            if "lfm" in self.measures and self.n_basis < 2:
+                raise ValueError("n_basis must be at least 2 for 'lfm', which leaves the constant function out, got 1")
             if self.n_neighbors is not None:
                 _checks.check_range("n_neighbors", self.n_neighbors, 1, n - 1, f"there are {n} samples")
 
 
 @dataclass(frozen=True)
 class _Reduced:
-    """What pairs need of a representation: its basis, ``evecs`` as ``[m, n]``, and its points where a measure asks."""
+    """What pairs need of a representation: its basis, ``evecs`` as ``[m, n]``, and a state per measure of points."""
 
     item: Item
     n: int
     evals: Tensor
     evecs: Tensor
-    points: Tensor
+    states: dict[str, State]
 
 
 def _check_settings(representations: object, settings: Settings, runs: Mapping[str, Any] | None) -> None:
@@ -213,18 +218,17 @@ def _checked(x: object, first: _Reduced | None) -> Tensor:
         raise ValueError(f"the representation must have shape [n, d], got {list(x.shape)}")
     if first is not None and len(x) != first.n:
         raise ValueError(f"the representation must have the {first.n} rows of the others, got {len(x)}")
-    if first is not None and x.device != first.evecs.device:
-        raise ValueError(
-            f"the representation must be on the device of the others, {first.evecs.device}, got {x.device}"
-        )
+    if first is not None and x.device != (device := _device([first])):
+        raise ValueError(f"the representation must be on the device of the others, {device}, got {x.device}")
     return x
 
 
 def _reduce(name: str, layer: str, x: Tensor, settings: Settings) -> _Reduced:
-    none = x.new_empty(0)
-    points = x if settings.point_measures else none
+    points = Points(x)
+    states = {measure: stored(POINT_MEASURES[measure].prepare(points), x.dtype) for measure in settings.point_measures}
     if not settings.map_measures:
-        return _Reduced(Item(name, layer), len(x), none, none, points)
+        none = x.new_empty(0)
+        return _Reduced(Item(name, layer), len(x), none, none, states)
     basis = representation_basis(
         x,
         n_neighbors=settings.n_neighbors,
@@ -233,7 +237,7 @@ def _reduce(name: str, layer: str, x: Tensor, settings: Settings) -> _Reduced:
         weights=settings.weights,
     )
     item = Item(name, layer, int(basis.n_components), int((~basis.converged).sum()))
-    return _Reduced(item, len(x), basis.evals, basis.evecs.mT.contiguous(), points)
+    return _Reduced(item, len(x), basis.evals, basis.evecs.mT.contiguous(), states)
 
 
 def _checkpoints_of(
@@ -260,23 +264,26 @@ def _all_pairs(reduced: Sequence[_Reduced], settings: Settings, progress: Progre
     progress("pairs", done, total)
     for rows, columns in _blocks(reduced, settings):
         # each block of maps is computed once: the map back is the transpose, C_yx = Phi_x^T Phi_y
-        fmap = _block_maps(reduced[rows], reduced[columns])
+        maps = _block_maps(reduced[rows], reduced[columns])
         for name in settings.map_measures:
-            matrices[name][rows, columns] = MAP_MEASURES[name](fmap).cpu()
+            measure = MAP_MEASURES[name]
+            values = measure.read(maps)
+            matrices[name][rows, columns] = values.mT.cpu()
             if rows != columns:
-                matrices[name][columns, rows] = MAP_MEASURES[name](fmap.adjoint).mT.cpu()
+                matrices[name][columns, rows] = (values if measure.symmetric else measure.read(maps.swapped)).cpu()
         height, width = rows.stop - rows.start, columns.stop - columns.start
         done += height * width if rows != columns else height * (height + 1) // 2
         progress("pairs", done, total)
-    for pairs in _point_pairs(reduced, settings):
-        x, y = (torch.stack([reduced[i].points for i in side]) for side in zip(*pairs, strict=True))
-        i, j = torch.tensor(pairs).unbind(1)
-        for name in settings.point_measures:
-            # these measures are symmetric
-            matrices[name][i, j] = matrices[name][j, i] = POINT_MEASURES[name](x, y).to(matrices[name])
-        done += len(pairs)
-        progress("pairs", done, total)
+    for k, name in enumerate(settings.point_measures, start=1):
+        values = score_pairs(POINT_MEASURES[name], [entry.states[name] for entry in reduced])
+        matrices[name] = values.to(matrices[name])
+        progress("pairs", done + (total - done) * k // len(settings.point_measures), total)
     return matrices
+
+
+def _device(reduced: Sequence[_Reduced]) -> torch.device:
+    states = [state[0] for entry in reduced[:1] for state in entry.states.values()]
+    return (states or [reduced[0].evecs])[0].device
 
 
 def _dtype(reduced: Sequence[_Reduced]) -> torch.dtype:
@@ -287,8 +294,7 @@ def _blocks(reduced: Sequence[_Reduced], settings: Settings) -> Iterator[tuple[s
     """Blocks of the upper triangle of pairs, each within the memory of ``_BLOCK_BYTES``."""
     if not settings.map_measures:
         return
-    # a map, its product with its transpose, and two temporaries of that size
-    per_pair = 4 * settings.n_basis**2 * reduced[0].evals.element_size()
+    per_pair = settings.n_basis**2 * reduced[0].evals.element_size()
     size = max(1, math.isqrt(_BLOCK_BYTES // per_pair))
     parts = [slice(start, min(start + size, len(reduced))) for start in range(0, len(reduced), size)]
     for i, rows in enumerate(parts):
@@ -296,44 +302,31 @@ def _blocks(reduced: Sequence[_Reduced], settings: Settings) -> Iterator[tuple[s
             yield rows, columns
 
 
-def _point_pairs(reduced: Sequence[_Reduced], settings: Settings) -> Iterator[list[tuple[int, int]]]:
-    """Pairs of the upper triangle whose points have the same shapes, as many at a time as ``_BLOCK_BYTES`` holds."""
-    if not settings.point_measures:
-        return
-    alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for i, x in enumerate(reduced):
-        for j, y in enumerate(reduced[i:], start=i):
-            alike.setdefault((x.points.shape[1], y.points.shape[1]), []).append((i, j))
-    for widths, pairs in alike.items():
-        # both sides in float64, centred, and their products
-        size = max(1, _BLOCK_BYTES // (8 * 4 * reduced[0].n * sum(widths)))
-        for start in range(0, len(pairs), size):
-            yield pairs[start : start + size]
-
-
-def _block_maps(x: Sequence[_Reduced], y: Sequence[_Reduced]) -> FunctionalMap:
-    """Maps from every item of ``x`` to every item of ``y``, ``C [len(x), len(y), m, m]``, by one matrix product."""
+def _block_maps(x: Sequence[_Reduced], y: Sequence[_Reduced]) -> Maps:
+    """Maps from every item of ``x`` to every item of ``y`` by one matrix product; readings are ``[len(y), len(x)]``."""
     dtype = _dtype([*x, *y])
     evecs_x, evecs_y = (torch.stack([entry.evecs.to(dtype) for entry in side]) for side in (x, y))
     evals_x, evals_y = (torch.stack([entry.evals.to(dtype) for entry in side]) for side in (x, y))
-    m = evals_x.shape[1]
-    product = evecs_y.flatten(0, 1) @ evecs_x.flatten(0, 1).mT
-    C = product.view(len(y), m, len(x), m).permute(2, 0, 1, 3)
-    return FunctionalMap(C, evals_x.unsqueeze(1), evals_y.unsqueeze(0))
+    return Maps.between(evecs_x, evals_x, evecs_y, evals_y)
 
 
-def _chance(reduced: Sequence[_Reduced], settings: Settings) -> dict[str, Tensor]:
-    """Mean similarity of each item to itself with shuffled rows: the same spectrum and shape, no correspondence."""
+def _chance(reduced: Sequence[_Reduced], settings: Settings) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Similarity of each item to itself with shuffled rows: the same spectrum and shape, no correspondence.
+
+    Returns:
+        Per measure the means ``[N]``, and the standard deviation over all draws of all items.
+    """
     generator = torch.Generator().manual_seed(0)
-    draws = math.ceil(_CHANCE_DRAWS / len(reduced))
-    totals = {name: torch.zeros(len(reduced), dtype=_dtype(reduced)) for name in settings.measures}
+    count = math.ceil(_CHANCE_DRAWS / len(reduced))
+    draws = {name: torch.empty(len(reduced), count, dtype=torch.float64) for name in settings.measures}
     for i, entry in enumerate(reduced):
-        for _ in range(draws):
-            order = torch.randperm(entry.n, generator=generator).to(entry.evecs.device)
-            if settings.map_measures:
-                fmap = FunctionalMap(entry.evecs[:, order] @ entry.evecs.mT, entry.evals, entry.evals)
-            for name in settings.map_measures:
-                totals[name][i] += MAP_MEASURES[name](fmap).cpu() / draws
-            for name in settings.point_measures:
-                totals[name][i] += POINT_MEASURES[name](entry.points, entry.points[order]).cpu() / draws
-    return totals
+        orders = torch.stack([torch.randperm(entry.n, generator=generator) for _ in range(count)])
+        orders = orders.to(_device(reduced))
+        if settings.map_measures:
+            maps = shuffled_maps(entry.evecs, entry.evals, entry.evecs, entry.evals, orders)
+        for name in settings.map_measures:
+            draws[name][i] = MAP_MEASURES[name].read(maps).flatten()
+        for name in settings.point_measures:
+            draws[name][i] = shuffled_scores(POINT_MEASURES[name], entry.states[name], entry.states[name], orders)
+    means = {name: values.mean(1).to(_dtype(reduced)) for name, values in draws.items()}
+    return means, {name: float(values.std()) for name, values in draws.items()}

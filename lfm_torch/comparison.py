@@ -7,7 +7,7 @@ import functools
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch.checkpoints import Checkpoint
+from lfm_torch.measures import MEASURES
 
 if TYPE_CHECKING:
     import pandas
@@ -94,6 +95,7 @@ class Comparison:
             gives where nothing corresponds.
         settings: How it was computed.
         failures: What could not be compared, with the reason.
+        chance_std: Per measure the standard deviation of the single values behind ``chance``, over all items.
     """
 
     items: tuple[Item, ...]
@@ -103,6 +105,7 @@ class Comparison:
     chance: Mapping[str, Tensor]
     settings: Mapping[str, Any]
     failures: tuple[Failure, ...] = ()
+    chance_std: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         failed = f", {len(self.failures)} failed" if self.failures else ""
@@ -208,8 +211,8 @@ class Comparison:
     def layer_matching(self, measure: str, *, checkpoints: Sequence[str] | None = None) -> LayerMatching | None:
         """Count how often the most similar layer of another network is the same layer.
 
-        For every ordered pair of different checkpoints and every layer of the first, the layer of the second with the
-        largest similarity is taken; a tie counts as wrong. Guessing gives ``1 / L``.
+        For every ordered pair of different checkpoints and every layer of the first, the layer of the second that is
+        most similar (at the smallest distance) is taken; a tie counts as wrong. Guessing gives ``1 / L``.
 
         Args:
             measure: Name of a measure.
@@ -223,13 +226,14 @@ class Comparison:
         """
         blocks = [block for a, b, block in self._layer_blocks(measure, checkpoints) if a != b]
         right, decisions, same, other = 0, 0, [], []
+        closeness = -1 if measure in MEASURES and MEASURES[measure].is_distance else 1
         for block in blocks:
             for i, row in enumerate(block):
                 present = ~row.isnan()
                 if bool(present[i]) and int(present.sum()) > 1:
                     rest = torch.cat([row[:i], row[i + 1 :]])
                     rest = rest[~rest.isnan()]
-                    right += int(row[i] > rest.max())
+                    right += int(closeness * row[i] > (closeness * rest).max())
                     decisions += 1
                     same.append(float(row[i]))
                     other.append(float(rest.mean()))

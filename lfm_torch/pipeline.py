@@ -5,35 +5,20 @@ representation ``[..., n, d]`` -> graph -> basis -> functional map -> readings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch.baselines import linear_cka
+from lfm_torch.baselines.points import Points
 from lfm_torch.basis import Basis, spectral_basis
-from lfm_torch.functional_map import FunctionalMap, paired_map
+from lfm_torch.functional_map import paired_map
 from lfm_torch.graph import Weights, build_graph
+from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
-from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
-
-MAP_MEASURES: dict[str, Callable[[FunctionalMap], Tensor]] = {
-    "lfm": lfm_similarity,
-    "overlap": subspace_overlap,
-    "heat": heat_overlap,
-}
-POINT_MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"linear_cka": linear_cka}
-MEASURES = (*MAP_MEASURES, *POINT_MEASURES)
-
-
-def check_measures(measures: Sequence[str]) -> None:
-    """Raise ValueError unless ``measures`` are names of measures, at least one."""
-    if isinstance(measures, str):
-        raise ValueError(f"measures must be a sequence of names, got the string {measures!r}; write [{measures!r}]")
-    if not measures:
-        raise ValueError("measures must name at least one measure, got none")
-    for name in measures:
-        _checks.check_choice("measures", name, MEASURES)
+from lfm_torch.similarity import Maps
 
 
 def representation_basis(
@@ -53,14 +38,34 @@ def representation_basis(
     if bool((x == x[..., :1, :]).all(-1).all(-1).any()):
         raise ValueError("x must have rows that differ, got equal ones throughout (a collapsed representation)")
     graph = build_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
-    return spectral_basis(graph, n_basis=n_basis)
+    return _constant_first(spectral_basis(graph, n_basis=n_basis), graph.degree)
+
+
+def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
+    """Turn the eigenvectors of eigenvalue 0 so that the first is ``D^{1/2} 1``: there is one per component otherwise.
+
+    It is the function that every two spaces share, which measures leave out; any basis of the null space is one.
+    """
+    null = int(basis.n_components.max().clamp_max(basis.n_basis))
+    if null == 1:
+        return basis
+    constant = degrees.sqrt() / degrees.sum(-1, keepdim=True).sqrt()
+    known = torch.arange(null, device=degrees.device) < basis.n_components.unsqueeze(-1)
+    wanted = (basis.evecs[..., :null].mT @ constant.unsqueeze(-1)).squeeze(-1) * known
+    # the reflection that takes the first axis to the unit vector `wanted`, or does nothing where it is there
+    axis = wanted / wanted.norm(dim=-1, keepdim=True)
+    axis = torch.cat([axis[..., :1] - 1, axis[..., 1:]], -1)
+    length = axis.square().sum(-1, keepdim=True).unsqueeze(-1)
+    outer = axis.unsqueeze(-1) * axis.unsqueeze(-2)
+    turned = basis.evecs[..., :null] - 2 * (basis.evecs[..., :null] @ outer) / torch.where(length > 0, length, 1.0)
+    return replace(basis, evecs=torch.cat([turned, basis.evecs[..., null:]], -1))
 
 
 def similarity(
     x: Tensor,
     y: Tensor,
     *,
-    measures: Sequence[str] = ("lfm", "overlap", "heat"),
+    measures: Sequence[str] = DEFAULT_MEASURES,
     n_neighbors: int | None = None,
     n_basis: int = 50,
     metric: Metric = "angular",
@@ -71,7 +76,7 @@ def similarity(
     Args:
         x: ``[..., n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input.
         y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
-        measures: Names among "lfm" (squared), "overlap", "heat" and "linear_cka".
+        measures: Names of measures; :data:`lfm_torch.measures.MEASURES` describes them all.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
         n_basis: Eigenvectors per space, less than n.
         metric: Metric of the graphs, see :func:`knn`.
@@ -107,7 +112,13 @@ def similarity(
             representation_basis(points, n_neighbors=n_neighbors, n_basis=n_basis, metric=metric, weights=weights)
             for points in (x, y)
         ]
-        fmap = paired_map(bases[0], bases[1])
-        scores = {name: MAP_MEASURES[name](fmap) for name in measures if name in MAP_MEASURES}
-    points_scores = {name: POINT_MEASURES[name](x, y) for name in measures if name in POINT_MEASURES}
-    return {name: (scores | points_scores)[name] for name in measures}
+        maps = Maps.of(paired_map(bases[0], bases[1]))
+        scores = {
+            name: MAP_MEASURES[name].read(maps).reshape(x.shape[:-2]) for name in measures if name in MAP_MEASURES
+        }
+    parts = Points(x), Points(y)
+    for name in measures:
+        if name in POINT_MEASURES:
+            measure = POINT_MEASURES[name]
+            scores[name] = measure.score(*map(measure.prepare, parts)).to(x.dtype)
+    return {name: scores[name] for name in measures}

@@ -1,52 +1,186 @@
-"""Readings of a functional map as a number in [0, 1]."""
+"""Readings of functional maps as numbers: how alike two spaces are, and in what they differ."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.ops import map_energies
+
+HEAT_TIME = 2.0
 
 
-def lfm_similarity(fmap: FunctionalMap, *, squared: bool = True, symmetric: bool = False) -> Tensor:
+@dataclass(frozen=True)
+class Energies:
+    """Sums over the entries of maps, ``[...]`` each, from which every reading is a formula.
+
+    Attributes:
+        carried: ``|C|_F^2``.
+        heat: ``sum exp(-t (a_i + b_j)) C_ji^2``.
+        commutator: ``sum (b_j - a_i)^2 C_ji^2``.
+        on_x: Squares on the diagonal of ``C^T C``, ``off_x`` the others.
+        on_y: Squares on the diagonal of ``C C^T``, ``off_y`` the others.
+    """
+
+    carried: Tensor
+    heat: Tensor
+    commutator: Tensor
+    on_x: Tensor
+    off_x: Tensor
+    on_y: Tensor
+    off_y: Tensor
+
+
+class Maps:
+    """Maps of many pairs, ``C [A, m_y, B, m_x]`` as one product of stacked bases, read without any array per pair.
+
+    The entry ``[a, :, b, :]`` is the map from space b (x) to space a (y); readings are ``[A, B]``. The sums behind them
+    are taken once per object, in one pass over all maps.
+
+    Args:
+        C: ``[A, m_y, B, m_x]``.
+        evals_x: ``[A or 1, B, m_x]``.
+        evals_y: ``[A, B or 1, m_y]``.
+    """
+
+    def __init__(self, C: Tensor, evals_x: Tensor, evals_y: Tensor) -> None:
+        self.C, self.evals_x, self.evals_y = C, evals_x, evals_y
+        self._taken: dict[tuple[int, float], Energies] = {}
+        self._swapped = False
+
+    @classmethod
+    def of(cls, fmap: FunctionalMap) -> Maps:
+        """Take one map, or a batch of them flattened, as ``A`` maps with ``B = 1``."""
+        batch = fmap.C.shape[:-2]
+        evals_x, evals_y = (
+            evals.expand(*batch, m).reshape(-1, 1, m)
+            for evals, m in ((fmap.evals_x, fmap.C.shape[-1]), (fmap.evals_y, fmap.C.shape[-2]))
+        )
+        return cls(fmap.C.reshape(-1, fmap.C.shape[-2], 1, fmap.C.shape[-1]), evals_x, evals_y)
+
+    @classmethod
+    def between(cls, evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor) -> Maps:
+        """Take the maps from every x to every y by one product: ``evecs [A or B, m, n]`` (transposed), ``evals``."""
+        product = evecs_y.flatten(0, 1) @ evecs_x.flatten(0, 1).mT
+        C = product.view(*evecs_y.shape[:2], *evecs_x.shape[:2])
+        return cls(C, evals_x.unsqueeze(0), evals_y.unsqueeze(1))
+
+    @property
+    def swapped(self) -> Maps:
+        """The adjoint maps, from y to x; readings keep the order ``[A, B]``."""
+        other = Maps(self.C, self.evals_x, self.evals_y)
+        other._taken, other._swapped = self._taken, not self._swapped
+        return other
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of functions ``(m_x, m_y)``."""
+        return self.C.shape[3], self.C.shape[1]
+
+    def energies(self, *, skip: int = 0, time: float = HEAT_TIME) -> Energies:
+        """Return the sums; the Gram matrices leave out the first ``skip`` functions of both spaces."""
+        if (skip, time) not in self._taken:
+            heat_x, heat_y = (-time * self.evals_x).exp(), (-time * self.evals_y).exp()
+            sums = map_energies(self.C, self.evals_x, self.evals_y, heat_x, heat_y, skip)
+            self._taken[skip, time] = Energies(*sums.unbind(-1))
+        e = self._taken[skip, time]
+        return replace(e, on_x=e.on_y, off_x=e.off_y, on_y=e.on_x, off_y=e.off_x) if self._swapped else e
+
+
+def lfm(maps: Maps, *, squared: bool = True, symmetric: bool = False, centered: bool = False) -> Tensor:
+    """Read :func:`lfm_similarity` from maps."""
+    if centered and min(maps.sizes) < 2:
+        raise ValueError(
+            f"n_basis must be at least 2 where the constant function is left out, got maps of sizes {maps.sizes}"
+        )
+    e = maps.energies(skip=int(centered))
+    value = _diagonality(e.on_x, e.off_x, squared)
+    if symmetric:
+        value = (value + _diagonality(e.on_y, e.off_y, squared)) / 2
+    return value
+
+
+def _diagonality(on: Tensor, off: Tensor, squared: bool) -> Tensor:
+    total = on + off
+    present = total > 0
+    off = off / torch.where(present, total, 1.0)
+    return torch.where(present, 1 - (off if squared else _root(off)), 0.0)
+
+
+def _root(value: Tensor) -> Tensor:
+    # the root has no derivative at 0; there it is an extremum of what is read, and 0 is right
+    positive = value > 0
+    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), 0.0)
+
+
+def overlap(maps: Maps) -> Tensor:
+    """Read :func:`subspace_overlap` from maps."""
+    return maps.energies().carried / min(maps.sizes)
+
+
+def heat(maps: Maps, *, time: float = HEAT_TIME) -> Tensor:
+    """Read :func:`heat_overlap` from maps."""
+    if not 0 <= time < math.inf:
+        raise ValueError(f"time must be finite and not negative, got {time}")
+    own_x, own_y = ((-2 * time * evals).exp().sum(-1) for evals in (maps.evals_x, maps.evals_y))
+    return maps.energies(time=time).heat / (own_x * own_y).sqrt()
+
+
+def orthogonality(maps: Maps) -> Tensor:
+    """Read :func:`orthogonality_error` from maps."""
+    e = maps.energies()
+    m = min(maps.sizes)
+    # of the two Gram matrices the smaller one; their norms are equal
+    return _root(((e.on_x + e.off_x - 2 * e.carried + m) / m).clamp_min(0))
+
+
+def commutativity(maps: Maps) -> Tensor:
+    """Read :func:`commutativity_error` from maps."""
+    e = maps.energies()
+    present = e.carried > 0
+    return torch.where(present, _root(e.commutator / torch.where(present, e.carried, 1.0)), torch.inf)
+
+
+def spectral(maps: Maps) -> Tensor:
+    """Read :func:`spectral_distance` from maps."""
+    m = min(maps.sizes)
+    return _root((maps.evals_x[..., :m] - maps.evals_y[..., :m]).square().mean(-1))
+
+
+def lfm_similarity(
+    fmap: FunctionalMap, *, squared: bool = True, symmetric: bool = False, centered: bool = False
+) -> Tensor:
     """Latent functional map similarity, ``1 - |off(C^T C)|_F^2 / |C^T C|_F^2`` (``squared=False``: ratio of the norms).
 
-    1 where the map carries the eigenfunctions of x to orthogonal functions on y. It is not symmetric in x and y, and
-    inside a nearly repeated eigenvalue it depends on the basis chosen there; :func:`subspace_overlap` and
-    :func:`heat_overlap` do not.
+    1 where the map carries the eigenfunctions of x to orthogonal functions on y. As the paper writes it, it is not
+    symmetric in x and y, and inside a nearly repeated eigenvalue it depends on the basis chosen there;
+    :func:`subspace_overlap` and :func:`heat_overlap` do not.
 
-    Read it beside the overlap: it asks whether the map is orthogonal on what it carries, not how much it carries. Two
-    unrelated spaces share their first, nearly constant eigenfunction and little else, so the diagonal entry of that one
-    dominates and the score is close to 1 (0.99 for Gaussian noise, n = 600, m = 20), where the overlap is close to
-    ``m / n``.
+    Read it beside its chance level: every two spaces share their first eigenfunction, which is nearly constant, so the
+    diagonal entry of that one dominates and the score of unrelated spaces is close to 1 (0.99 for Gaussian noise,
+    n = 600, m = 20). ``centered=True`` leaves that function out, and unrelated spaces come to about 1/2. The measure
+    "lfm" of :func:`similarity` is ``symmetric=True, centered=True``; "lfm_paper" and "lfm_unsquared" are the paper's
+    formula and that of its published code.
 
     Args:
         fmap: A functional map, ``C [..., m_y, m_x]``.
         squared: Take the ratio of squared norms, as the paper writes it; False for the published code's ratio of norms.
         symmetric: Average with the value of the adjoint map, ``C C^T``.
+        centered: Leave out the first function of both bases, which is ``D^{1/2} 1`` on a connected graph.
 
     Returns:
         ``[...]`` in [0, 1]. A map that is zero carries nothing and has similarity 0.
 
+    Raises:
+        ValueError: ``centered`` with a basis of a single function.
+
     Source: Fumero et al. 2024 (arXiv 2406.14183), section 3.3.
     """
-    value = _diagonality(fmap.C.mT @ fmap.C, squared)
-    if symmetric:
-        value = (value + _diagonality(fmap.C @ fmap.C.mT, squared)) / 2
-    return value
-
-
-def _diagonality(gram: Tensor, squared: bool) -> Tensor:
-    total = gram.square().sum((-2, -1))
-    on = gram.diagonal(dim1=-2, dim2=-1).square().sum(-1)
-    present = total > 0
-    off = ((total - on) / torch.where(present, total, 1.0)).clamp_min(0)
-    if not squared:
-        # the root has no derivative at 0; a perfect map is a maximum, where 0 is right
-        off = torch.where(off > 0, torch.where(off > 0, off, 1.0).sqrt(), 0.0)
-    return torch.where(present, 1 - off, 0.0)
+    return _per_map(fmap, lfm(Maps.of(fmap), squared=squared, symmetric=symmetric, centered=centered))
 
 
 def subspace_overlap(fmap: FunctionalMap) -> Tensor:
@@ -55,10 +189,10 @@ def subspace_overlap(fmap: FunctionalMap) -> Tensor:
     Symmetric, and free of the choice of basis inside either subspace. For random subspaces of n samples it is about
     ``max(m_x, m_y) / n``.
     """
-    return fmap.C.square().sum((-2, -1)) / min(fmap.C.shape[-2:])
+    return _per_map(fmap, overlap(Maps.of(fmap)))
 
 
-def heat_overlap(fmap: FunctionalMap, *, time: float = 2.0) -> Tensor:
+def heat_overlap(fmap: FunctionalMap, *, time: float = HEAT_TIME) -> Tensor:
     r"""Cosine between the two diffusion kernels ``exp(-t L_x)`` and ``exp(-t L_y)``, cut to the bases.
 
     ``sum_ij exp(-t (a_i + b_j)) C_ji^2 / sqrt(sum_i exp(-2 t a_i) sum_j exp(-2 t b_j))`` with eigenvalues a of x and b
@@ -74,8 +208,34 @@ def heat_overlap(fmap: FunctionalMap, *, time: float = 2.0) -> Tensor:
     Raises:
         ValueError: a time that is negative or not finite.
     """
-    if not 0 <= time < math.inf:
-        raise ValueError(f"time must be finite and not negative, got {time}")
-    heat_x, heat_y = (-time * fmap.evals_x).exp(), (-time * fmap.evals_y).exp()
-    shared = torch.einsum("...j,...ji,...i->...", heat_y, fmap.C.square(), heat_x)
-    return shared / (heat_x.square().sum(-1) * heat_y.square().sum(-1)).sqrt()
+    return _per_map(fmap, heat(Maps.of(fmap), time=time))
+
+
+def orthogonality_error(fmap: FunctionalMap) -> Tensor:
+    """How far the map is from an isometry, ``|C^T C - I|_F / sqrt(m)`` with m the smaller basis: ``[...]`` in [0, 1].
+
+    0 where all singular values are 1, 1 where nothing is carried. Single precision resolves it to about 1e-3.
+    """
+    return _per_map(fmap, orthogonality(Maps.of(fmap)))
+
+
+def commutativity_error(fmap: FunctionalMap) -> Tensor:
+    """Mismatch of the eigenvalues that the map connects, ``|Lambda_y C - C Lambda_x|_F / |C|_F``: ``[...]`` in [0, 2].
+
+    The root of the mean squared difference between the eigenvalues of functions carried to one another; 0 where the map
+    commutes with the Laplacians, infinite for a map that is zero.
+    """
+    return _per_map(fmap, commutativity(Maps.of(fmap)))
+
+
+def spectral_distance(fmap: FunctionalMap) -> Tensor:
+    """Root mean square of the differences between the eigenvalues, in order: ``[...]`` in [0, 2].
+
+    It compares the shapes of the two spectra and knows nothing of which sample is which, so shuffled rows do not change
+    it. A metric on spectra; different spaces may share one.
+    """
+    return _per_map(fmap, spectral(Maps.of(fmap)))
+
+
+def _per_map(fmap: FunctionalMap, values: Tensor) -> Tensor:
+    return values.reshape(fmap.C.shape[:-2])

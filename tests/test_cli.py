@@ -98,8 +98,13 @@ def test_a_directory_that_cannot_be_written_to_is_said_before_the_work(
 
 
 def test_a_single_eigenvector_makes_a_report(place: Path) -> None:
-    assert main([*COMPARE, "--quiet", "--n-basis", "1"]) == 0
+    assert main([*COMPARE, "--quiet", "--n-basis", "1", "--measures", "overlap", "heat"]) == 0
     assert (place / "lfm-report" / "report.html").exists()
+
+
+def test_a_single_eigenvector_has_nothing_beside_the_constant(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--quiet", "--n-basis", "1"]) == 1
+    assert "n_basis must be at least 2" in capsys.readouterr().err
 
 
 def test_some_failures_exit_with_3_and_the_rest_is_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

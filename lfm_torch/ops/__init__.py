@@ -4,6 +4,7 @@ from lfm_torch.ops._registry import OPERATORS, Operator, has_native_kernel
 from lfm_torch.ops.graph import connected_components, symmetrize_edges
 from lfm_torch.ops.knn import nearest_neighbors
 from lfm_torch.ops.laplacian import edge_products, laplacian_product
+from lfm_torch.ops.maps import map_energies
 
 __all__ = [
     "OPERATORS",
@@ -12,6 +13,7 @@ __all__ = [
     "edge_products",
     "has_native_kernel",
     "laplacian_product",
+    "map_energies",
     "nearest_neighbors",
     "symmetrize_edges",
 ]

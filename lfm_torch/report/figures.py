@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lfm_torch import _files
+from lfm_torch.measures import MEASURES
 from lfm_torch.report.scales import Scale, labelled_steps, line_colors, name_of, scale_of, step_positions
 
 if TYPE_CHECKING:
@@ -94,8 +95,13 @@ def pixels(matrix: Tensor, scale: Scale) -> bytes:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(buffer, matrix.numpy(), cmap="viridis", vmin=scale.low, vmax=1, format="png")
+    imsave(buffer, matrix.numpy(), cmap=_colors(scale), vmin=scale.low, vmax=scale.high, format="png")
     return buffer.getvalue()
+
+
+def _colors(scale: Scale) -> str:
+    """Bright is close, for a distance as for a similarity."""
+    return "viridis_r" if scale.distance else "viridis"
 
 
 def _heat_maps(comparison: Comparison, matrices: Sequence[Tensor], names: Sequence[str]) -> Figure:
@@ -117,7 +123,7 @@ def _heat_maps(comparison: Comparison, matrices: Sequence[Tensor], names: Sequen
 
 
 def _heat_map(ax: Axes, matrix: Tensor, scale: Scale, names: Sequence[str], *, with_rows: bool) -> None:
-    image = ax.imshow(matrix.numpy(), cmap="viridis", vmin=scale.low, vmax=1, interpolation="nearest")
+    image = ax.imshow(matrix.numpy(), cmap=_colors(scale), vmin=scale.low, vmax=scale.high, interpolation="nearest")
     every = -(-len(names) // 60)
     ticks = range(0, len(names), every)
     size = 8 if len(names) <= 30 else 6
@@ -133,7 +139,7 @@ def _heat_map(ax: Axes, matrix: Tensor, scale: Scale, names: Sequence[str], *, w
     bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03, ticks=MaxNLocator(5), format="%.2f")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, labelsize=7)
-    if scale.low <= scale.chance <= 1:
+    if scale.low <= scale.chance <= scale.high:
         bar.ax.axhline(scale.chance, color="#d55e00", linewidth=1.6)
         bar.ax.text(
             3.4,
@@ -170,6 +176,7 @@ def _trajectory(ax: Axes, comparison: Comparison, measure: str) -> None:
     ax.text(ax.get_xlim()[1], chance, "shuffled ", ha="right", va="bottom", color="0.4", fontsize=7)
     shown = labelled_steps(positions, (max(positions.values()) - min(positions.values())) / 10)
     ax.set_xticks([positions[step] for step in shown], [str(step) for step in shown])
-    ax.set_ylim(top=1.02)
+    if not (measure in MEASURES and MEASURES[measure].is_distance):
+        ax.set_ylim(top=1.02)
     ax.set_title(f"{name_of(measure)} to the final checkpoint")
     ax.set_xlabel("epoch or step")

@@ -13,6 +13,7 @@ import jinja2
 import torch
 from torch import Tensor
 
+from lfm_torch.measures import MEASURES
 from lfm_torch.report.scales import Scale, chance_of, labelled_steps, line_colors, name_of, scale_of, step_positions
 
 if TYPE_CHECKING:
@@ -27,26 +28,6 @@ _WIDTH, _HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 12, 40
 # units of the drawing between two labels of steps
 _LABEL_GAP = 28
-
-READINGS = {
-    "lfm": (
-        "How close the map between the two neighbourhood graphs is to carrying each wave pattern of one to a pattern "
-        "of its own on the other. Not symmetric: rows are x, columns y. It does not fall to 0 where nothing "
-        "corresponds: read it against the value for shuffled rows, not against 0."
-    ),
-    "overlap": (
-        "The share of the slow wave patterns of one neighbourhood graph that the other has too. Symmetric; for "
-        "unrelated representations about (eigenvectors) / (samples)."
-    ),
-    "heat": (
-        "The cosine between how heat spreads on the two neighbourhood graphs. Symmetric, and it depends neither on the "
-        "choice of eigenvectors nor much on their number."
-    ),
-    "linear_cka": (
-        "The classical comparison of all distances at once (centred kernel alignment with a linear kernel). Symmetric; "
-        "large directions of variance weigh most."
-    ),
-}
 
 
 def render(comparison: Comparison, *, title: str | None = None) -> str:
@@ -80,7 +61,7 @@ def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
         ]
     return {
         "name": name_of(measure),
-        "reading": READINGS.get(measure, ""),
+        "reading": MEASURES[measure].reading if measure in MEASURES else "",
         "chance": chance_of(comparison, measure),
         "matching": matching,
         "legend": _legend(scale),
@@ -116,11 +97,12 @@ def _picture(matrix: Tensor, scale: Scale) -> str:
 
 
 def _legend(scale: Scale) -> dict[str, Any]:
-    stops = [scale.low + (1 - scale.low) * i / 9 for i in range(10)]
+    stops = [scale.low + (scale.high - scale.low) * i / 9 for i in range(10)]
     return {
         "gradient": ", ".join(scale.color(stop) for stop in stops),
         "low": scale.low,
-        "chance": 100 * scale.place(scale.chance) if scale.low <= scale.chance else None,
+        "high": scale.high,
+        "chance": 100 * scale.place(scale.chance) if scale.low <= scale.chance <= scale.high else None,
     }
 
 
@@ -136,13 +118,17 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
         for step, place in places.items()
     }
     chance = chance_of(comparison, measure)
-    lowest = min(chance, *(float(trajectory.values.nan_to_num(1).min()) for trajectory in trajectories))
-    every = 0.1 if lowest >= 0.5 else 0.2
-    # below 1 even where every value is 1 (a single eigenvector, say): an axis has a length
-    low = min(0.9, max(0.0, math.floor(lowest / every) * every))
+    closest = MEASURES[measure].closest if measure in MEASURES else 1.0
+    drawn = torch.cat([trajectory.values.flatten() for trajectory in trajectories])
+    values: list[float] = [chance, closest, *drawn[drawn.isfinite()].tolist()]
+    span = max(values) - min(values)
+    every = 0.1 if span <= 0.5 else 0.2 if span <= 1.2 else 0.5
+    # an axis has a length even where every value is the same (a single eigenvector, say)
+    low: float = math.floor(min(values) / every + 1e-9) * every
+    high: float = max(math.ceil(max(values) / every - 1e-9) * every, low + every)
 
     def y_of(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (1 - low))
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (high - low))
 
     colors = line_colors(len(comparison.layers))
     lines = [
@@ -150,7 +136,7 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
         for k in range(len(comparison.layers))
         for trajectory in trajectories
     ]
-    values = [low + every * i for i in range(round((1 - low) / every) + 1)]
+    ticks = [low + every * i for i in range(round((high - low) / every) + 1)]
     return {
         "width": _WIDTH,
         "height": _HEIGHT,
@@ -160,7 +146,7 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
         "lines": lines,
         "chance": y_of(chance),
         "x_ticks": [(x_of[step], step) for step in labelled_steps(x_of, _LABEL_GAP)],
-        "y_ticks": [(y_of(value), f"{value:.1f}") for value in values if value < 1.001],
+        "y_ticks": [(y_of(value), f"{value:.1f}") for value in ticks],
         "layers": [
             {"layer": layer, "color": colors[k], "dash": _DASHES[k % len(_DASHES)], "marker": _marker(k, 15, 6)}
             for k, layer in enumerate(comparison.layers)

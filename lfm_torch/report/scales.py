@@ -7,15 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lfm_torch.measures import MEASURES
+
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison
 
-NAMES = {
-    "lfm": "LFM similarity",
-    "overlap": "subspace overlap",
-    "heat": "heat overlap",
-    "linear_cka": "linear CKA",
-}
 # Okabe & Ito: told apart under every common colour blindness, and readable on white and on black
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 # viridis (van der Walt & Smith) at ten even steps, so that the page needs no plotting library for a colour
@@ -27,14 +23,16 @@ _VIRIDIS = (
 
 @dataclass(frozen=True)
 class Scale:
-    """Range of colours of one measure: from ``low`` to 1, with the chance level inside or below."""
+    """Range of colours of one measure, from ``low`` to ``high``, with the chance level; bright is close."""
 
     low: float
     chance: float
+    high: float = 1.0
+    distance: bool = False
 
     def place(self, value: float) -> float:
         """Position of a value in the range, clipped to [0, 1]."""
-        return min(1.0, max(0.0, (value - self.low) / (1 - self.low)))
+        return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
     def color(self, value: float) -> str:
         """Return the colour of a value as ``#rrggbb``."""
@@ -47,18 +45,26 @@ class Scale:
         return "#000" if luminance > 0.179 else "#fff"
 
     def _rgb(self, value: float) -> list[int]:
-        position = self.place(value) * (len(_VIRIDIS) - 1)
+        place = self.place(value)
+        position = (1 - place if self.distance else place) * (len(_VIRIDIS) - 1)
         below = min(len(_VIRIDIS) - 2, int(position))
         ends = zip(_VIRIDIS[below], _VIRIDIS[below + 1], strict=True)
         return [round(a + (b - a) * (position - below)) for a, b in ends]
 
 
 def scale_of(comparison: Comparison, measure: str) -> Scale:
-    """Range for all figures of a measure: from the smallest value (or 0, where that is near) to 1."""
+    """Range for all figures of a measure: from the smallest value (or 0, where that is near) to 1.
+
+    For a distance from 0 to the largest value.
+    """
     values = comparison.matrix(measure)
+    chance = chance_of(comparison, measure)
+    if measure in MEASURES and MEASURES[measure].is_distance:
+        high = math.ceil(float(values.max()) * 20) / 20
+        return Scale(0.0, chance, max(high, 0.05) if math.isfinite(high) else 1.0, distance=True)
     low = math.floor(float(values.min()) * 20) / 20
-    low = 0.0 if low < 0.15 else min(low, 0.95)
-    return Scale(low, chance_of(comparison, measure))
+    low = min(low, 0.95) if low >= 0.15 else max(min(low, 0.0), -1.0) if low < -0.1 else 0.0
+    return Scale(low, chance)
 
 
 def chance_of(comparison: Comparison, measure: str) -> float:
@@ -68,7 +74,7 @@ def chance_of(comparison: Comparison, measure: str) -> float:
 
 def name_of(measure: str) -> str:
     """Return the measure's name for people."""
-    return NAMES.get(measure, measure)
+    return MEASURES[measure].title if measure in MEASURES else measure
 
 
 def line_colors(count: int) -> list[str]:

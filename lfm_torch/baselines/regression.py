@@ -1,0 +1,99 @@
+"""Linear regression from one representation to the other, and relative representations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch.baselines.points import Points, State, compared, normalized
+
+_ANCHORS = 300
+
+
+def prepare_regression(points: Points) -> State:
+    """Orthonormal basis of the features, and the features of Frobenius norm 1 in at most n columns."""
+    return points.factors[0], normalized(points.reduced)
+
+
+def score_regression(a: State, b: State) -> Tensor:
+    """Share of y's variance in the span of x."""
+    return (a[0].mT @ b[1]).square().sum((-2, -1))
+
+
+def permute_regression(state: State, order: Tensor) -> State:
+    """Both parts have a row per sample."""
+    index = order.unsqueeze(-1)
+    parts = [part.expand(*order.shape[:-1], *part.shape[-2:]) for part in state]
+    return tuple(part.gather(-2, index.expand_as(part)) for part in parts)
+
+
+def linear_regression(x: Tensor, y: Tensor) -> Tensor:
+    """Share of the variance of y that a linear function of x explains, R^2 on these samples: ``[...]`` in [0, 1].
+
+    Not symmetric. Any invertible linear map of x leaves it as it is; y may be rotated and scaled. It is 1 for every y
+    as soon as x has as many features as samples.
+
+    Args:
+        x: ``[..., n, d_x]``.
+        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: different numbers of rows, values that are not finite.
+
+    Source: Kornblith et al. 2019, section 3 (with x and y exchanged).
+    """
+    return compared(x, y, prepare_regression, score_regression)
+
+
+def relative_representation(x: Tensor, anchors: Tensor) -> Tensor:
+    """Cosine similarity of every row of ``x [..., n, d]`` to the rows numbered ``anchors [p]``: ``[..., n, p]``.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: values that are not finite, a row of zeros, an anchor that is no row.
+
+    Source: Moschella et al. 2023 (arXiv 2209.15430), equation (2).
+    """
+    x = _checks.check_points("x", x)
+    if anchors.dim() != 1 or not anchors.numel() or int(anchors.min()) < 0 or int(anchors.max()) >= x.shape[-2]:
+        raise ValueError(f"anchors must be row numbers [p] of x, at least one, each below {x.shape[-2]}")
+    norms = x.norm(dim=-1, keepdim=True)
+    if bool((norms == 0).any()):
+        raise ValueError(f"x must have no row of zeros, got row {int((norms == 0).nonzero()[0][-2])}")
+    x = x / norms
+    return x @ x[..., anchors, :].mT
+
+
+def prepare_relative(points: Points, *, anchors: Tensor | None = None) -> State:
+    """Relative representation with rows of norm 1."""
+    if anchors is None:
+        anchors = torch.linspace(0, points.n - 1, min(points.n, _ANCHORS), device=points.x.device).round().long()
+    relative = relative_representation(points.x.double(), anchors)
+    return (relative / relative.norm(dim=-1, keepdim=True),)
+
+
+def score_relative(a: State, b: State) -> Tensor:
+    """Mean cosine between the rows."""
+    return (a[0] * b[0]).sum(-1).mean(-1)
+
+
+def relative_similarity(x: Tensor, y: Tensor, *, anchors: Tensor | None = None) -> Tensor:
+    """Mean cosine between the relative representations of the same samples: ``[...]`` in [-1, 1].
+
+    Features that are all positive have cosines that are all positive, so unrelated layers come close to 1: read it
+    against its chance level. Invariant to rotations and isotropic scaling.
+
+    Args:
+        x: ``[..., n, d_x]``.
+        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        anchors: Row numbers ``[p]`` of the anchors; None spreads at most 300 evenly over the rows.
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: different numbers of rows, values that are not finite, a row of zeros.
+
+    Source: Moschella et al. 2023 (arXiv 2209.15430), section 3.
+    """
+    return compared(x, y, lambda points: prepare_relative(points, anchors=anchors), score_relative)

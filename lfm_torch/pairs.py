@@ -1,0 +1,83 @@
+"""All pairs at once, and the same pairs with shuffled rows: how a measure of a pair is taken over many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lfm_torch.baselines.points import State, score_inner
+from lfm_torch.measures import PointMeasure
+from lfm_torch.similarity import Maps
+
+_BLOCK_BYTES = 256 * 2**20
+
+
+def stored(state: State, dtype: torch.dtype) -> State:
+    """Keep a state in the precision of its representation: float64 is for computing.
+
+    Rounding every entry of a normalised n x n matrix to single precision moves an inner product by about 1e-8 / n.
+    """
+    return tuple(part.to(dtype) if part.is_floating_point() else part for part in state)
+
+
+def score_pairs(measure: PointMeasure, states: Sequence[State]) -> Tensor:
+    """Score of every ordered pair, ``[N, N]`` float64 on the CPU."""
+    if measure.score is score_inner:
+        return _inner_products([state[0] for state in states])
+    values = torch.empty(len(states), len(states), dtype=torch.float64)
+    for columns in _alike(states):
+        for part in _parts(columns, states[columns[0]]):
+            stack = tuple(torch.stack(parts) for parts in zip(*(_doubled(states[j]) for j in part), strict=True))
+            for i, state in enumerate(states):
+                if not measure.symmetric:
+                    values[i, part] = measure.score(_doubled(state), stack).cpu()
+                elif any(j >= i for j in part):
+                    values[i, part] = values[part, i] = measure.score(_doubled(state), stack).cpu()
+    return values
+
+
+def _inner_products(vectors: Sequence[Tensor]) -> Tensor:
+    """Gram matrix in float64, a slice of all vectors at a time."""
+    flat = [vector.flatten() for vector in vectors]
+    size = max(1, _BLOCK_BYTES // (8 * len(flat)))
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
+    for start in range(0, len(flat[0]), size):
+        block = torch.stack([vector[start : start + size] for vector in flat]).double()
+        total.addmm_(block, block.mT)
+    return total.cpu()
+
+
+def _alike(states: Sequence[State]) -> list[list[int]]:
+    """Positions of states of the same shapes."""
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for i, state in enumerate(states):
+        groups.setdefault(tuple(part.shape for part in state), []).append(i)
+    return list(groups.values())
+
+
+def _parts(positions: list[int], state: State) -> list[list[int]]:
+    # the states in float64, and as much again for what is made of them
+    size = max(1, _BLOCK_BYTES // (16 * sum(part.numel() for part in state)))
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def shuffled_maps(evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor, orders: Tensor) -> Maps:
+    """Maps from x ``[m_x, n]`` to y ``[m_y, n]`` with the rows of y in other orders ``[P, n]``: readings ``[P, 1]``."""
+    size = max(1, _BLOCK_BYTES // (evecs_y.numel() * evecs_y.element_size()))
+    # [m_y, P', n] against [n, m_x]: one product for all orders of a block
+    C = torch.cat([(evecs_y[:, part] @ evecs_x.mT).transpose(0, 1) for part in torch.split(orders, size)])
+    return Maps(C.unsqueeze(2), evals_x.expand(1, 1, -1), evals_y.expand(len(orders), 1, -1))
+
+
+def shuffled_scores(measure: PointMeasure, a: State, b: State, orders: Tensor) -> Tensor:
+    """Scores ``[P]`` of x and y with the rows of y in other orders ``[P, n]``."""
+    a = _doubled(a)
+    size = max(1, _BLOCK_BYTES // (32 * sum(part.numel() for part in b)))
+    scores = [measure.score(a, _doubled(measure.permute(b, part))) for part in torch.split(orders, size)]
+    return torch.cat(scores).cpu()
+
+
+def _doubled(state: State) -> State:
+    return tuple(part.double() if part.is_floating_point() else part for part in state)
