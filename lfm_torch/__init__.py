@@ -14,13 +14,16 @@ from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
-from lfm_torch.functional_map import FunctionalMap, paired_map
+from lfm_torch.correspondence import mean_reciprocal_rank, pointwise_map
+from lfm_torch.functional_map import FunctionalMap, functional_map, paired_map
 from lfm_torch.graph import Graph, build_graph
 from lfm_torch.laplacian import Laplacian
 from lfm_torch.neighbors import Neighbors, knn
 from lfm_torch.pipeline import similarity
+from lfm_torch.refine import icp, sinkhorn_map, zoomout
 from lfm_torch.representation import extract
 from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
+from lfm_torch.transfer import fit_translator, stitch
 
 __all__ = [
     "Basis",
@@ -36,12 +39,20 @@ __all__ = [
     "build_info",
     "compare",
     "extract",
+    "fit_translator",
+    "functional_map",
     "heat_overlap",
+    "icp",
     "knn",
     "lfm_similarity",
     "losses",
+    "mean_reciprocal_rank",
     "paired_map",
+    "pointwise_map",
     "similarity",
+    "sinkhorn_map",
     "spectral_basis",
+    "stitch",
     "subspace_overlap",
+    "zoomout",
 ]

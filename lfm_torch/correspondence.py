@@ -1,0 +1,214 @@
+"""From a functional map to points: which row of x a row of y corresponds to, and how well rows are found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch.basis import Basis
+from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.neighbors import Metric, Neighbors, knn
+from lfm_torch.ops.knn import METRICS
+
+Direction = Literal["yx", "xy"]
+
+# entries of one tile of similarities: 64 MiB of float32
+_TILE = 1 << 24
+# an assignment takes cubic time: about 20 s for this many rows
+_LARGEST_ASSIGNMENT = 5000
+
+
+def pointwise_map(
+    fmap: FunctionalMap,
+    basis_x: Basis,
+    basis_y: Basis,
+    *,
+    direction: Direction = "yx",
+    adjoint: bool = False,
+    bijective: bool = False,
+) -> Tensor:
+    """Turn a functional map into a map between rows, by nearest neighbours of transferred delta functions.
+
+    A delta at row i of x has coefficients ``Phi_x[i]`` and goes to ``C Phi_x[i]``; row j of y corresponds to the row of
+    x whose image is nearest to ``Phi_y[j]``. With ``adjoint=True`` the deltas of y are carried by ``C^T`` instead,
+    which compares ``Phi_y C`` with ``Phi_x``.
+
+    Args:
+        fmap: Map with ``C [..., m_y, m_x]``; the first ``m_x`` and ``m_y`` eigenvectors of the bases are used.
+        basis_x: Basis of x, ``evecs [..., n_x, >= m_x]``.
+        basis_y: Basis of y, ``evecs [..., n_y, >= m_y]``.
+        direction: "yx": for each row of y its row of x; "xy": for each row of x its row of y.
+        adjoint: Compare in the coefficients of x.
+        bijective: Give every row a partner of its own, at the least sum of squared distances (linear assignment, for
+            up to 5,000 rows; needs SciPy).
+
+    Returns:
+        Indices ``[..., n_y]`` for "yx", ``[..., n_x]`` for "xy", int64.
+
+    Raises:
+        ValueError: bases that do not fit the map, more rows to assign than there are partners, too many rows.
+        ImportError: ``bijective=True`` without SciPy.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> basis = lfm.spectral_basis(lfm.build_graph(torch.randn(40, 3), n_neighbors=8), n_basis=20)
+        >>> bool((lfm.pointwise_map(lfm.paired_map(basis, basis), basis, basis) == torch.arange(40)).all())
+        True
+
+    Source: Ovsjanikov et al. 2012, section 6; adjoint: Pai et al. 2021 (arXiv 2103.13296), section 4.
+    """
+    _checks.check_choice("direction", direction, ("yx", "xy"))
+    points_x, points_y = spectral_points(fmap, basis_x, basis_y, adjoint=adjoint)
+    queries, candidates = (points_y, points_x) if direction == "yx" else (points_x, points_y)
+    if bijective:
+        return _assignment(queries, candidates)
+    return nearest(queries, candidates)
+
+
+def spectral_points(
+    fmap: FunctionalMap, basis_x: Basis, basis_y: Basis, *, adjoint: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rows of both spaces in one space of coefficients: ``(Phi_x C^T, Phi_y)``, adjoint ``(Phi_x, Phi_y C)``.
+
+    Rows of orthonormal eigenvectors shrink with the number of points; they are brought to one scale.
+    """
+    m_y, m_x = fmap.C.shape[-2:]
+    for name, basis, wanted in (("basis_x", basis_x, m_x), ("basis_y", basis_y, m_y)):
+        if basis.n_basis < wanted:
+            raise ValueError(f"{name} must have at least the {wanted} pairs of the map, got {basis.n_basis}")
+    phi_x, phi_y = (b.n**0.5 * b.evecs[..., :m] for b, m in ((basis_x, m_x), (basis_y, m_y)))
+    return (phi_x, phi_y @ fmap.C) if adjoint else (phi_x @ fmap.C.mT, phi_y)
+
+
+def nearest(queries: Tensor, candidates: Tensor, *, metric: Metric = "euclidean") -> Tensor:
+    """Index of the nearest candidate of each query, ``[..., n]``."""
+    with torch.no_grad():
+        found = knn(queries.contiguous(), candidates.contiguous(), n_neighbors=1, metric=metric)
+    return found.indices.squeeze(-1)
+
+
+def mutual_pairs(points_x: Tensor, points_y: Tensor, *, metric: Metric = "euclidean") -> Tensor:
+    """Pairs of rows that are each other's nearest neighbour: ``[p, 2]`` (row of x, row of y), ascending in x."""
+    idx_xy = nearest(points_x, points_y, metric=metric)
+    return agreeing_pairs(idx_xy, nearest(points_y, points_x, metric=metric))
+
+
+def agreeing_pairs(idx_xy: Tensor, idx_yx: Tensor) -> Tensor:
+    """Pairs on which two maps between rows agree: ``[p, 2]`` (row of x, row of y)."""
+    rows = torch.arange(len(idx_xy), device=idx_xy.device)
+    mutual = idx_yx[idx_xy] == rows
+    return torch.stack([rows[mutual], idx_xy[mutual]], -1)
+
+
+def _assignment(queries: Tensor, candidates: Tensor) -> Tensor:
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError('bijective=True needs scipy: pip install "lfm-torch[scipy]"') from error
+    n, m = queries.shape[-2], candidates.shape[-2]
+    if n > m:
+        raise ValueError(
+            f"bijective must have at least as many rows to choose from as rows to assign, got {m} for {n}; "
+            "take the other direction"
+        )
+    if m > _LARGEST_ASSIGNMENT:
+        raise ValueError(f"bijective must have at most {_LARGEST_ASSIGNMENT} rows on either side, got {m}")
+    batch = queries.shape[:-2]
+    cost = torch.cdist(queries.detach().double(), candidates.detach().double()).square()
+    chosen = [torch.from_numpy(linear_sum_assignment(table)[1]) for table in cost.reshape(-1, n, m).cpu().numpy()]
+    return torch.stack(chosen).view(*batch, n).to(queries.device)
+
+
+def retrieve(queries: Tensor, candidates: Tensor, *, n_neighbors: int = 10, metric: Metric = "angular") -> Neighbors:
+    """Find for each translated row its nearest candidates, best first: :func:`knn` of queries in candidates.
+
+    Args:
+        queries: ``[..., n, d]``, for instance ``translator(x_new)``.
+        candidates: ``[..., m, d]``, rows of y.
+        n_neighbors: How many.
+        metric: As in :func:`knn`.
+    """
+    return knn(queries, candidates, n_neighbors=n_neighbors, metric=metric)
+
+
+def mean_reciprocal_rank(
+    queries: Tensor, candidates: Tensor, *, targets: Tensor | None = None, metric: Metric = "angular"
+) -> Tensor:
+    """Mean over queries of 1 / rank, the rank being the place of the right candidate among all by distance.
+
+    Candidates at the same distance share their mean rank, so that a collapsed representation scores like chance.
+
+    Args:
+        queries: ``[n, d]``.
+        candidates: ``[m, d]``.
+        targets: ``[n]`` index of the right candidate of each query; None: candidate i is that of query i.
+        metric: As in :func:`knn`.
+
+    Returns:
+        A scalar in (0, 1]. About ``ln(m) / m`` by chance.
+
+    Raises:
+        TypeError: not floating-point tensors, different dtypes, or targets that are not integers.
+        ValueError: shapes that do not pair, targets out of range, values that are not finite.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> float(lfm.mean_reciprocal_rank(torch.eye(3), torch.eye(3)))
+        1.0
+    """
+    _checks.check_choice("metric", metric, METRICS)
+    queries, candidates = _checks.check_points("queries", queries), _checks.check_points("candidates", candidates)
+    _checks.check_same_device_dtype("queries", queries, "candidates", candidates)
+    if queries.dim() != 2 or candidates.dim() != 2 or queries.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            f"candidates must have shape [m, d] with the d of queries [n, d], {list(queries.shape)}, "
+            f"got {list(candidates.shape)}"
+        )
+    n, m = len(queries), len(candidates)
+    if targets is None:
+        if n != m:
+            raise ValueError(f"targets must be given where queries and candidates differ in number, {n} and {m}")
+        targets = torch.arange(n, device=queries.device)
+    check_rows("targets", targets, m)
+    if targets.shape != (n,):
+        raise ValueError(f"targets must have shape [{n}], got {list(targets.shape)}")
+    with torch.no_grad():
+        queries, candidates = closeness_features(queries, candidates, metric)
+        total = queries.new_zeros((), dtype=torch.float64)
+        for rows in torch.split(torch.arange(n, device=queries.device), max(1, _TILE // m)):
+            close = queries[rows] @ candidates.mT
+            own = close.gather(1, targets[rows].unsqueeze(1))
+            better, equal = (close > own).sum(1), (close == own).sum(1)
+            total += (1 / (1 + better + (equal - 1) / 2).double()).sum()
+    return (total / n).to(queries.dtype)
+
+
+def closeness_features(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Features whose inner product orders pairs of rows as the metric does, the closest largest."""
+    if metric in ("cosine", "angular"):
+        return torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(y, dim=-1)
+    if metric == "euclidean":
+        center = y.mean(-2, keepdim=True)
+        x, y = x - center, y - center
+        return (
+            torch.cat([x, torch.ones_like(x[..., :1])], -1),
+            torch.cat([y, -y.square().sum(-1, keepdim=True) / 2], -1),
+        )
+    return x, y
+
+
+def check_rows(name: str, index: Tensor, count: int) -> None:
+    """Raise unless ``index`` holds integers in ``[0, count)``.
+
+    Raises:
+        TypeError: not a tensor of integers.
+        ValueError: out of range.
+    """
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {got}")
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= count):
+        raise ValueError(f"{name} must lie in [0, {count}), got {int(index.min())} to {int(index.max())}")

@@ -1,0 +1,251 @@
+"""Carry representations from one space to another: translators fitted on corresponding rows, and what uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lfm_torch import _checks, _files
+from lfm_torch.correspondence import check_rows
+
+TranslatorKind = Literal["orthogonal", "linear", "affine", "ridge"]
+KINDS = ("orthogonal", "linear", "affine", "ridge")
+
+_ROBUST_ROUNDS = 10
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Translator:
+    """The map ``x -> (x - origin_x) matrix + origin_y``, from representations in x's space to y's.
+
+    Attributes:
+        matrix: ``[..., d_x, d_y]``.
+        origin_x: ``[..., d_x]``.
+        origin_y: ``[..., d_y]``.
+        kind: how it was fitted.
+        n_pairs: number of pairs it was fitted on.
+    """
+
+    matrix: Tensor
+    origin_x: Tensor
+    origin_y: Tensor
+    kind: str
+    n_pairs: int
+
+    def __repr__(self) -> str:
+        d_x, d_y = self.matrix.shape[-2:]
+        return f"Translator({self.kind}, {d_x} -> {d_y}, from {self.n_pairs} pairs, {self.matrix.dtype})"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Carry ``x [..., n, d_x]`` to y's space, ``[..., n, d_y]``."""
+        if x.shape[-1] != self.matrix.shape[-2]:
+            raise ValueError(f"x must have {self.matrix.shape[-2]} features, got shape {list(x.shape)}")
+        return (x - self.origin_x.unsqueeze(-2)) @ self.matrix + self.origin_y.unsqueeze(-2)
+
+    def inverse(self) -> Translator:
+        """The translator from y's space to x's.
+
+        Raises:
+            ValueError: different numbers of features, or a matrix that is singular.
+        """
+        d_x, d_y = self.matrix.shape[-2:]
+        if d_x != d_y:
+            raise ValueError(f"matrix must be square to be inverted, got {d_x} -> {d_y}; fit the other direction")
+        values = torch.linalg.svdvals(self.matrix.detach())
+        if bool((values[..., -1] <= d_x * torch.finfo(values.dtype).eps * values[..., 0]).any()):
+            raise ValueError(f"matrix must have full rank to be inverted, got smallest singular value {values.min():g}")
+        return replace(self, matrix=torch.linalg.inv(self.matrix), origin_x=self.origin_y, origin_y=self.origin_x)
+
+    def to(self, target: torch.device | torch.dtype | str) -> Translator:
+        """Move to a device (a str names one), or cast to a dtype."""
+        moved = {name: getattr(self, name).to(target) for name in ("matrix", "origin_x", "origin_y")}
+        return replace(self, **moved)
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file."""
+        _files.save_record(path, self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Translator:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        return _files.load_record(path, cls)
+
+
+def fit_translator(
+    x: Tensor,
+    y: Tensor,
+    *,
+    pairs: Tensor | None = None,
+    kind: TranslatorKind = "orthogonal",
+    weights: Tensor | None = None,
+    robust: bool = False,
+    ridge: float = 1e-2,
+) -> Translator:
+    """Fit a map from x's space to y's on corresponding rows.
+
+    - "orthogonal": rotation or reflection with one scale, about the means: ``min |s (x - mean) Q - (y - mean)|``
+      (orthogonal Procrustes; where d_x and d_y differ, Q is a partial isometry);
+    - "linear": least squares through the origin; "affine": least squares about the means;
+    - "ridge": affine with the penalty ``ridge * mean variance of x`` on the matrix.
+
+    With fewer pairs than features the least squares solution of smallest norm is taken.
+
+    Args:
+        x: ``[..., n_x, d_x]``.
+        y: ``[..., n_y, d_y]``.
+        pairs: ``[p, 2]`` (row of x, row of y); None: row i of both belong together.
+        kind: Kind of map.
+        weights: ``[p]`` non-negative weights of the pairs.
+        robust: Reweight the pairs by their residual (Geman-McClure, scale from the median), so that wrong pairs lose
+            their say: ten rounds.
+        ridge: Penalty of kind "ridge".
+
+    Raises:
+        TypeError: not floating-point tensors, different dtypes, pairs that are not integers.
+        ValueError: shapes that do not pair, pairs or weights out of range, values that are not finite, no pair.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> x, rotation = torch.randn(50, 3), torch.linalg.qr(torch.randn(3, 3)).Q
+        >>> translator = lfm.fit_translator(x, 2 * x @ rotation + 1)
+        >>> torch.allclose(translator(x), 2 * x @ rotation + 1, atol=1e-5)
+        True
+
+    Source: Schönemann 1966 (orthogonal); translators on correspondences of a latent functional map: Fumero et al. 2024
+    (arXiv 2406.14183), section 4.3.
+    """
+    _checks.check_choice("kind", kind, KINDS)
+    x, y = _checks.check_points("x", x), _checks.check_points("y", y)
+    _checks.check_same_device_dtype("x", x, "y", y)
+    if ridge < 0:
+        raise ValueError(f"ridge must not be negative, got {ridge}")
+    x, y = paired_rows(x, y, pairs)
+    p = x.shape[-2]
+    weight = x.new_ones(p) if weights is None else weights.to(x)
+    if weight.shape != (p,) or not bool((weight >= 0).all()) or not bool(weight.sum() > 0):
+        raise ValueError(f"weights must be {p} non-negative numbers, not all zero, got shape {list(weight.shape)}")
+    fitted = _fit(x, y, weight, kind, ridge)
+    for _ in range(_ROBUST_ROUNDS if robust else 0):
+        residual = (fitted(x) - y).square().sum(-1).detach()
+        scale = residual.median(-1, keepdim=True).values.clamp_min(torch.finfo(x.dtype).tiny)
+        fitted = _fit(x, y, weight / (1 + residual / (4 * scale)).square(), kind, ridge)
+    return fitted
+
+
+def paired_rows(x: Tensor, y: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The corresponding rows of both, ``[..., p, d]``; checks ``pairs``."""
+    if pairs is None:
+        if x.shape[:-1] != y.shape[:-1]:
+            raise ValueError(f"y must have the rows of x, {x.shape[-2]}, or pairs be given, got {list(y.shape)}")
+        return x, y
+    if not isinstance(pairs, Tensor) or pairs.dim() != 2 or pairs.shape[-1] != 2 or len(pairs) == 0:
+        got = list(pairs.shape) if isinstance(pairs, Tensor) else type(pairs).__name__
+        raise ValueError(f"pairs must be a tensor [p, 2] of (row of x, row of y), p at least 1, got {got}")
+    check_rows("pairs[:, 0]", pairs[:, 0], x.shape[-2])
+    check_rows("pairs[:, 1]", pairs[:, 1], y.shape[-2])
+    return x[..., pairs[:, 0], :], y[..., pairs[:, 1], :]
+
+
+def _fit(x: Tensor, y: Tensor, weight: Tensor, kind: str, ridge: float) -> Translator:
+    root, p = weight.sqrt().unsqueeze(-1), x.shape[-2]
+    share = weight / weight.sum(-1, keepdim=True)
+    origin_x, origin_y = ((share.unsqueeze(-2) @ z).squeeze(-2) for z in (x, y))
+    if kind == "linear":
+        origin_x, origin_y = torch.zeros_like(origin_x), torch.zeros_like(origin_y)
+    a, b = ((z - origin.unsqueeze(-2)) * root for z, origin in ((x, origin_x), (y, origin_y)))
+    if kind == "orthogonal":
+        u, values, vh = torch.linalg.svd(a.mT @ b, full_matrices=False)
+        matrix = u @ vh
+        spread = (a @ u).square().sum((-2, -1))  # of the part of x that the isometry keeps
+        scale = values.sum(-1) / torch.where(spread > 0, spread, 1.0)
+        matrix = torch.where(scale > 0, scale, 1.0)[..., None, None] * matrix
+    elif kind == "ridge":
+        gram = a.mT @ a
+        strength = ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+        eye = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+        matrix = torch.linalg.solve(gram + strength[..., None, None] * eye, a.mT @ b)
+    else:
+        matrix = torch.linalg.pinv(a) @ b
+    return Translator(matrix, origin_x, origin_y, kind, p)
+
+
+def relative_representations(x: Tensor, anchors: Tensor) -> Tensor:
+    """Cosines of the rows of ``x`` to anchor rows: two spaces become comparable without a map.
+
+    Args:
+        x: ``[..., n, d]``.
+        anchors: ``[p]`` indices of rows of ``x``, or ``[..., p, d]`` the anchors' representations.
+
+    Returns:
+        ``[..., n, p]``; row i of both spaces' relative representations are compared by cosine.
+
+    Raises:
+        TypeError, ValueError: not points, anchors out of range.
+
+    Source: Moschella et al. 2023 (arXiv 2209.15430), equation 1.
+    """
+    x = _checks.check_points("x", x)
+    if isinstance(anchors, Tensor) and anchors.is_floating_point():
+        chosen = _checks.check_points("anchors", anchors)
+    else:
+        check_rows("anchors", anchors, x.shape[-2])
+        chosen = x[..., anchors, :]
+    return nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(chosen, dim=-1).mT
+
+
+class Stitched(nn.Module):
+    """``head(translator(encoder(x)))``; the translator moves with the module and is not trained."""
+
+    matrix: Tensor
+    origin_x: Tensor
+    origin_y: Tensor
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, translator: Translator) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.kind, self.n_pairs = translator.kind, translator.n_pairs
+        for name in ("matrix", "origin_x", "origin_y"):
+            self.register_buffer(name, getattr(translator, name).detach())
+
+    @property
+    def translator(self) -> Translator:
+        """The translator, on the device of the module."""
+        return Translator(self.matrix, self.origin_x, self.origin_y, self.kind, self.n_pairs)
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Encode with one model, translate, go on with the other."""
+        latent = self.encoder(*args, **kwargs)
+        flat = latent.flatten(1)
+        translated = self.translator(flat)
+        same = translated.shape[-1] == flat.shape[-1]
+        return self.head(translated.view_as(latent) if same else translated)
+
+
+def stitch(encoder: nn.Module, head: nn.Module, translator: Translator) -> Stitched:
+    """Join the encoder of one model to the head or decoder of another, without training.
+
+    Outputs ``[b, ...]`` of the encoder are flattened for the translator, and given back their shape where the number of
+    features is kept.
+
+    Args:
+        encoder: Module whose outputs lie in x's space.
+        head: Module that takes representations in y's space.
+        translator: From x's space to y's, see :func:`fit_translator`.
+
+    Raises:
+        TypeError: not modules, or not a Translator.
+    """
+    for name, module in (("encoder", encoder), ("head", head)):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(translator, Translator):
+        raise TypeError(f"translator must be a Translator, got {type(translator).__name__}")
+    return Stitched(encoder, head, translator)

@@ -1,0 +1,161 @@
+"""Translators recover planted maps, also with wrong pairs; retrieval, relative representations and stitching."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lfm_torch as lfm
+from lfm_torch.correspondence import mean_reciprocal_rank, mutual_pairs, pointwise_map, retrieve
+from lfm_torch.transfer import KINDS, Translator, fit_translator, relative_representations, stitch
+
+
+def rotation(d: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(d, d, dtype=torch.float64)).Q
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_planted_maps_are_recovered(kind: str) -> None:
+    x, q = torch.randn(2, 60, 5, dtype=torch.float64), rotation(5)
+    matrix = 1.7 * q if kind == "orthogonal" else torch.randn(5, 5, dtype=torch.float64)
+    y = x @ matrix + (0.0 if kind == "linear" else 3.0)
+    ridge = {"ridge": 1e-12} if kind == "ridge" else {}
+    translator = fit_translator(x, y, kind=kind, **ridge)  # type: ignore[arg-type]
+    torch.testing.assert_close(translator(x), y)
+    torch.testing.assert_close(translator.matrix[0], matrix)
+    torch.testing.assert_close(translator.inverse()(y), x)
+
+
+def test_orthogonal_fit_is_procrustes() -> None:
+    from scipy.linalg import orthogonal_procrustes
+
+    x, y = torch.randn(40, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64)
+    fitted = fit_translator(x, y)
+    a, b = ((z - z.mean(0)).numpy() for z in (x, y))
+    q, total = orthogonal_procrustes(a, b)
+    np.testing.assert_allclose(fitted.matrix.numpy(), q * total / (a**2).sum(), atol=1e-12)
+
+
+def test_spaces_of_unequal_dimension() -> None:
+    x = torch.randn(50, 3, dtype=torch.float64)
+    y = x @ rotation(8)[:3]
+    translator = fit_translator(x, y)
+    torch.testing.assert_close(translator(x), y)
+    torch.testing.assert_close(fit_translator(y, x)(y), x)
+    with pytest.raises(ValueError, match="must be square to be inverted, got 3 -> 8"):
+        translator.inverse()
+
+
+def test_wrong_pairs_lose_their_say() -> None:
+    x, q = torch.randn(200, 10, dtype=torch.float64), rotation(10)
+    y = x @ q + 0.01 * torch.randn(200, 10, dtype=torch.float64)
+    pairs = torch.arange(200).repeat(2, 1).T.clone()
+    pairs[:60, 1] = torch.randperm(60)
+    plain, robust = (fit_translator(x, y, pairs=pairs, robust=robust).matrix for robust in (False, True))
+    assert float((plain - q).norm()) > 10 * float((robust - q).norm())
+    assert float((robust - q).norm()) < 0.02
+    weights = torch.cat([torch.zeros(60), torch.ones(140)])
+    assert float((fit_translator(x, y, pairs=pairs, weights=weights).matrix - q).norm()) < 0.02
+
+
+@given(st.integers(2, 30), st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))
+def test_any_shape_gives_a_finite_isometry(n: int, d_x: int, d_y: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(n, d, generator=generator, dtype=torch.float64) for d in (d_x, d_y))
+    matrix = fit_translator(x, y).matrix
+    values = torch.linalg.svdvals(matrix)
+    assert bool(matrix.isfinite().all())
+    torch.testing.assert_close(values, values[:1].expand_as(values))
+
+
+def test_translators_are_records(tmp_path: Path) -> None:
+    translator = fit_translator(torch.randn(20, 3), torch.randn(20, 4))
+    translator.save(tmp_path / "t.safetensors")
+    loaded = Translator.load(tmp_path / "t.safetensors")
+    x = torch.randn(5, 3)
+    assert torch.equal(loaded(x), translator(x))
+    assert repr(loaded).startswith("Translator(orthogonal, 3 -> 4, from 20 pairs")
+    assert translator.to(torch.float64).matrix.dtype == torch.float64
+
+
+def test_reciprocal_ranks_as_defined() -> None:
+    queries, candidates = torch.randn(30, 5, dtype=torch.float64), torch.randn(40, 5, dtype=torch.float64)
+    targets = torch.randint(0, 40, (30,))
+    for metric in ("euclidean", "cosine", "angular", "inner_product"):
+        order = lfm.knn(queries, candidates, n_neighbors=40, metric=metric).indices  # type: ignore[arg-type]
+        ranks = (order == targets[:, None]).nonzero()[:, 1] + 1
+        got = mean_reciprocal_rank(queries, candidates, targets=targets, metric=metric)  # type: ignore[arg-type]
+        assert float(got) == pytest.approx(float((1 / ranks.double()).mean()))
+    assert retrieve(queries, candidates, n_neighbors=3).indices.shape == (30, 3)
+
+
+def test_a_collapsed_representation_does_not_rank_first() -> None:
+    same = torch.ones(99, 4)
+    assert float(mean_reciprocal_rank(same, same)) == pytest.approx(1 / 50)
+
+
+def test_relative_representations_do_not_see_rotations() -> None:
+    x = torch.randn(40, 6, dtype=torch.float64)
+    y, anchors = 3 * x @ rotation(6), torch.randperm(40)[:8]
+    torch.testing.assert_close(relative_representations(x, anchors), relative_representations(y, anchors))
+    torch.testing.assert_close(relative_representations(x, x[anchors]), relative_representations(x, anchors))
+
+
+def test_stitched_models_do_what_their_parts_do() -> None:
+    encoder, head = torch.nn.Linear(7, 4), torch.nn.Linear(5, 3)
+    translator = fit_translator(torch.randn(30, 4), torch.randn(30, 5))
+    model = stitch(encoder, head, translator)
+    x = torch.randn(6, 7)
+    torch.testing.assert_close(model(x), head(translator(encoder(x))))
+    assert set(model.state_dict()) >= {"matrix", "origin_x", "origin_y"}
+    assert model.double()(x.double()).dtype == torch.float64
+    space = torch.nn.Conv2d(1, 2, 3)
+    square = fit_translator(torch.randn(30, 8), torch.randn(30, 8))
+    assert stitch(space, torch.nn.Identity(), square)(torch.randn(3, 1, 4, 4)).shape == (3, 2, 2, 2)
+    with pytest.raises(TypeError, match="translator must be a Translator, got Linear"):
+        stitch(encoder, head, head)  # type: ignore[arg-type]
+
+
+def test_pointwise_maps_in_both_directions() -> None:
+    x = torch.randn(50, 4, dtype=torch.float64)
+    order = torch.randperm(50)
+    bx, by = (lfm.spectral_basis(lfm.build_graph(z, n_neighbors=10), n_basis=20) for z in (x, x[order]))
+    fmap = lfm.FunctionalMap(by.evecs.T @ bx.evecs[order], bx.evals, by.evals)
+    for options in ({}, {"adjoint": True}, {"bijective": True}):
+        assert torch.equal(pointwise_map(fmap, bx, by, **options), order)  # type: ignore[arg-type]
+        assert torch.equal(pointwise_map(fmap, bx, by, direction="xy", **options), order.argsort())  # type: ignore[arg-type]
+    noisy = lfm.FunctionalMap(fmap.C + 0.5 * torch.randn_like(fmap.C), bx.evals, by.evals)
+    assert len(pointwise_map(noisy, bx, by).unique()) < 50
+    assert len(pointwise_map(noisy, bx, by, bijective=True).unique()) == 50
+
+
+def test_mutual_pairs_are_mutual() -> None:
+    x, y = torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([[0.1], [0.9], [1.2]])
+    assert mutual_pairs(x, y).tolist() == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: fit_translator(x, x[:5]), ValueError, "y must have the rows of x, 10, or pairs"),
+        (
+            lambda x: fit_translator(x, x, pairs=torch.tensor([[0, 10]])),
+            ValueError,
+            r"pairs\[:, 1\] must lie in",
+        ),
+        (lambda x: fit_translator(x, x, pairs=torch.rand(3, 2)), TypeError, r"pairs\[:, 0\] must be a tensor of int"),
+        (lambda x: fit_translator(x, x, kind="rigid"), ValueError, "kind must be one of"),
+        (lambda x: fit_translator(x, x, weights=-torch.ones(10)), ValueError, "weights must be 10 non-negative"),
+        (lambda x: fit_translator(x, x)(torch.ones(3, 3)), ValueError, "x must have 2 features"),
+        (lambda x: mean_reciprocal_rank(x, x[:5]), ValueError, "targets must be given"),
+        (lambda x: relative_representations(x, torch.tensor([12])), ValueError, r"anchors must lie in \[0, 10\)"),
+    ],
+)
+def test_wrong_input_is_refused(call: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(torch.randn(10, 2))  # type: ignore[operator]
