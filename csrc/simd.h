@@ -33,6 +33,16 @@ inline Level level() {
 #endif
 }
 
+// 16-bit products added up in 32 bits by one instruction, at the AVX-512 level.
+inline bool has_vnni() {
+#if defined(__x86_64__)
+  static const bool found = level() == Level::avx512 && __builtin_cpu_supports("avx512vnni");
+  return found;
+#else
+  return false;
+#endif
+}
+
 template <class T, int N>
 struct VecOf {
   typedef T type __attribute__((vector_size(N * sizeof(T))));
@@ -57,6 +67,19 @@ LFM_INLINE V broadcast(T value) {
   return V{} + value;
 }
 
+// A vector of doubles from as many floats or doubles. (GCC splits the conversion to 512 bits in two and joins them.)
+template <class V, class In>
+LFM_INLINE V widened(In v) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) == 64 && sizeof(In) == 32) {
+    V wide;
+    asm("vcvtps2pd %1, %0" : "=v"(wide) : "v"(v));
+    return wide;
+  }
+#endif
+  return __builtin_convertvector(v, V);
+}
+
 // Keeps the compiler from fusing the product it hides with a following sum: where x == y, x s - y s must be exactly 0.
 template <class V>
 LFM_INLINE V rounded(V v) {
@@ -68,6 +91,43 @@ LFM_INLINE V rounded(V v) {
   asm("" : "+m"(v));
 #endif
   return v;
+}
+
+// One bit for every lane with a <= b.
+template <int kBytes, class V>
+LFM_INLINE unsigned lanes_not_above(V a, V b) {
+  unsigned bits = 0;
+#if defined(__x86_64__)
+  if constexpr (kBytes == 64) {
+    uint16_t mask;
+    asm("vcmpleps %2, %1, %0" : "=Yk"(mask) : "v"(a), "v"(b));
+    bits = mask;
+  } else if constexpr (kBytes == 32) {
+    asm("vcmpleps %2, %1, %1\n\tvmovmskps %1, %0" : "=r"(bits), "+x"(a) : "x"(b));
+  } else {
+    asm("cmpleps %2, %1\n\tmovmskps %1, %0" : "=r"(bits), "+x"(a) : "x"(b));
+  }
+#else
+  const auto passes = a <= b;
+  for (int lane = 0; lane < kBytes / 4; ++lane) bits |= static_cast<unsigned>(passes[lane] & 1) << lane;
+#endif
+  return bits;
+}
+
+// Writes the lanes whose bit is set, in order, to `out`, which has room for a whole vector; returns how many.
+template <int kBytes, class V, class T>
+LFM_INLINE int store_lanes(V v, unsigned bits, T* out) {
+#if defined(__x86_64__)
+  if constexpr (kBytes == 64) {
+    V packed;
+    asm("vcompressps %1, %0 %{%2%}%{z%}" : "=v"(packed) : "v"(v), "Yk"(static_cast<uint16_t>(bits)));
+    store(out, packed);
+    return __builtin_popcount(bits);
+  }
+#endif
+  int count = 0;
+  for (; bits; bits &= bits - 1) out[count++] = v[__builtin_ctz(bits)];
+  return count;
 }
 
 // Lanes of one vector register, in elements of T.
