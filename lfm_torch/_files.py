@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 Record = TypeVar("Record")
@@ -46,17 +47,33 @@ def load_record(path: str | Path, kind: type[Record]) -> Record:
     return kind(**tensors, **others)
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write to a temporary file beside ``path`` and rename it: readers see the old file or the whole new one."""
+def write_atomically(path: str | Path, content: bytes, *, durable: bool = False) -> None:
+    """Write to a temporary file beside ``path`` and rename it: readers see the old file or the whole new one.
+
+    With ``durable`` the file and its name are on the disk when this returns, also after a power failure.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    if durable and hasattr(os, "O_DIRECTORY"):
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor on the CPU, without a copy where it is contiguous."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    array: Any = flat.view(torch.uint8).numpy()
+    return memoryview(array)

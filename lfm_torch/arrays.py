@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -70,9 +71,7 @@ def read_tensors(path: str | Path, *, unsafe_pickle: bool = False) -> Any:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} must be a readable safetensors file, got: {error}") from error
     try:
-        with warnings.catch_warnings():
-            # "detected pickle protocol 4": what matters of it is in the error below
-            warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+        with _without_warnings():
             return torch.load(path, map_location="cpu", weights_only=not unsafe_pickle)
     except pickle.UnpicklingError as error:
         if not unsafe_pickle and (zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80"):
@@ -81,6 +80,18 @@ def read_tensors(path: str | Path, *, unsafe_pickle: bool = False) -> Any:
     # a damaged file trips the reader in many ways: EOFError, KeyError, RuntimeError, struct.error and more
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    # filters are global: a worker thread must leave them to the thread that started it
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        # "detected pickle protocol 4": what matters of it is in the error
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+        yield
 
 
 def _refusal(path: Path, message: str) -> str:

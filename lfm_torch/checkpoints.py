@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import glob
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
-from lfm_torch.arrays import read_tensors
+from lfm_torch.arrays import check_file, read_tensors
+from lfm_torch.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest
 from lfm_torch.representation import POOLINGS, Pooling, activations, as_batches, move_model, resolve_layers
+from lfm_torch.sources import Source
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # where training loops put the weights inside a checkpoint
@@ -282,7 +289,7 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
-class Checkpoints(Mapping[str, dict[str, Tensor]]):
+class Checkpoints(Source):
     """Checkpoints of one architecture as a lazy mapping of representations, ``{name: {layer: [n, d]}}``.
 
     Each is read, run on the probe set and let go when it is asked for, so that hundreds need the memory of one: what
@@ -336,6 +343,9 @@ class Checkpoints(Mapping[str, dict[str, Tensor]]):
         self.unsafe_pickle = unsafe_pickle
         if device is not None:
             move_model(self.model, device)
+        self.device = str(next((tensor.device for tensor in self.model.parameters()), torch.device("cpu")))
+        self._lock = threading.Lock()
+        self._idle: list[nn.Module] = []
 
     def __repr__(self) -> str:
         kind = type(self.model).__name__
@@ -351,8 +361,53 @@ class Checkpoints(Mapping[str, dict[str, Tensor]]):
         """Load one checkpoint and extract its layers; values that are not finite are left to the reader to judge."""
         path = self._by_name[name].path
         assert path is not None
-        load_weights(self.model, path, unsafe_pickle=self.unsafe_pickle)
-        return activations(self.model, self.data, layers=self.layers, pooling=self.pooling, batch_size=self.batch_size)
+        with self._borrowed_model() as model:
+            load_weights(model, path, unsafe_pickle=self.unsafe_pickle)
+            return activations(model, self.data, layers=self.layers, pooling=self.pooling, batch_size=self.batch_size)
+
+    @contextmanager
+    def _borrowed_model(self) -> Iterator[nn.Module]:
+        """Lend each thread a copy of the model, or the model itself to one thread at a time."""
+        if self.threads == 1:
+            with self._lock:
+                yield self.model
+            return
+        with self._lock:
+            # of a model that is not in use: a copy of one in its forward pass has that pass's hooks
+            model = self._idle.pop() if self._idle else copy.deepcopy(self.model)
+        try:
+            yield model
+        finally:
+            with self._lock:
+                self._idle.append(model)
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads may read at once; None for any number."""
+        one_at_a_time = not isinstance(self.data, (Tensor, np.ndarray, tuple, list, dict))
+        # a data set or a loader need not be safe to read in two threads, and a GPU is shared as it is
+        return 1 if one_at_a_time or self.device != "cpu" else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_idle")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock, self._idle = threading.Lock(), []
+
+    def identities(self, name: str, digest_of: DigestOf) -> dict[str, str]:
+        """Return for each layer the digest of all that its values depend on: file, model, probe data, settings."""
+        path = self._by_name[name].path
+        assert path is not None
+        check_file(path)
+        weights = digest_of(path, file_digest)
+        return {layer: digest("checkpoint", self._digest, weights, layer) for layer in self.layers}
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        data, _ = batches_digest(as_batches(self.data, self.batch_size))
+        kind = next((p.device.type for p in self.model.parameters()), "cpu")
+        return digest(model_digest(self.model), data, self.pooling, self.batch_size, kind)
 
     @property
     def settings(self) -> dict[str, Any]:

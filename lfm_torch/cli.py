@@ -20,18 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, _files
+from lfm_torch import _checks, _files, cli_cache
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
 from lfm_torch.checkpoints import Checkpoints, find_checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
+from lfm_torch.engines import ENGINES
 from lfm_torch.graph import WEIGHTS
 from lfm_torch.measures import DEFAULT_MEASURES, MEASURES
 from lfm_torch.ops.knn import METRICS
 from lfm_torch.report import terminal
 from lfm_torch.representation import POOLINGS
+from lfm_torch.store import parse_size
 
 OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
 _EXIT_STATUS = """exit status:
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("lfm-report"), metavar="DIR", help="where to write (lfm-report)"
     )
     command.add_argument("--format", choices=("csv", "parquet"), default="csv", help="of the table of all pairs (csv)")
+    _add_scale(command)
     command.add_argument(
         "--runs",
         metavar="REGEX",
@@ -103,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors or .npz file")
     _add_output(command)
+
+    cli_cache.add_commands(
+        _command(commands, "cache", cli_cache.run, "list, check and thin out a store of finished pieces")
+    )
 
     command = _command(commands, "info", _info, "show versions and which kernels are live")
     _add_output(command)
@@ -154,6 +161,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="gaussian", help=f"{', '.join(WEIGHTS)} (gaussian)")
 
 
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where finished pieces are kept (OUT/store)")
+    parser.add_argument("--no-store", action="store_true", help="keep nothing: an interrupted run starts again")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="threads (local), torchrun's processes (torch), or ray; torch where torchrun started this",
+    )
+    parser.add_argument("--memory", metavar="SIZE", help="the most to take, such as 2GiB (half of what is free)")
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do and about how long it takes")
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
@@ -183,7 +202,16 @@ def _compared(
 
     directory: Path = arguments.out
     _make_writable(directory)
-    comparison = _quietly_compare(arguments, checkpoints)
+    comparison = _quietly_compare(
+        arguments,
+        checkpoints,
+        store=None if arguments.no_store else arguments.store or directory / "store",
+        engine=arguments.engine or ("torch" if _rank() is not None else "local"),
+        memory_budget=None if arguments.memory is None else parse_size(arguments.memory),
+    )
+    if _rank():
+        # the first process writes the report
+        return OK
     comparison = dataclasses.replace(comparison, settings={**comparison.settings, **source})
     page = write_report(comparison, directory, format=arguments.format)
     pictures = [
@@ -210,8 +238,16 @@ def _make_writable(directory: Path) -> None:
         raise ValueError(f"--out must be a place that can be written to, got {got}") from error
 
 
-def _quietly_compare(arguments: argparse.Namespace, representations: Any) -> Comparison:
-    with terminal.ProgressBars(quiet=arguments.quiet or arguments.json) as bars, warnings.catch_warnings():
+def _rank() -> int | None:
+    """Rank of this process among those of torchrun; None without it."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def _quietly_compare(arguments: argparse.Namespace, representations: Any, **options: Any) -> Comparison:
+    with (
+        terminal.ProgressBars(quiet=arguments.quiet or arguments.json or bool(_rank())) as bars,
+        warnings.catch_warnings(),
+    ):
         # failures and eigenpairs that did not converge are in the summary and the report
         warnings.simplefilter("ignore", LFMWarning)
         return compare(
@@ -222,6 +258,7 @@ def _quietly_compare(arguments: argparse.Namespace, representations: Any) -> Com
             metric=arguments.metric,
             weights=arguments.weights,
             progress=bars,
+            **options,
         )
 
 

@@ -33,24 +33,32 @@ class Item:
         layer: name of the layer.
         n_components: connected components of its neighbour graph.
         n_unconverged: eigenpairs that did not reach the solver's tolerance.
+        note: how it was computed where that was not the usual way (on the CPU, for lack of memory on a GPU).
     """
 
     checkpoint: str
     layer: str
     n_components: int = 1
     n_unconverged: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be compared, and why; ``layer`` is None where a network failed as a whole or has only one."""
+    """What could not be compared, and why; ``layer`` is None where a network failed as a whole or has only one.
+
+    ``other`` is the second network where a pair of them failed, each of which is compared to the rest.
+    """
 
     checkpoint: str
     layer: str | None
     reason: str
+    other: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.checkpoint}{f', layer {self.layer}' if self.layer else ''}: {self.reason}"
+        layer = f", layer {self.layer}" if self.layer else ""
+        other = f" against {self.other}" if self.other else ""
+        return f"{self.checkpoint}{layer}{other}: {self.reason}"
 
 
 @dataclass(frozen=True)

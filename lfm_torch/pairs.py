@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lfm_torch.baselines.points import State, score_inner
+from lfm_torch.baselines.points import State
 from lfm_torch.measures import PointMeasure
 from lfm_torch.similarity import Maps
 
@@ -22,31 +22,15 @@ def stored(state: State, dtype: torch.dtype) -> State:
     return tuple(part.to(dtype) if part.is_floating_point() else part for part in state)
 
 
-def score_pairs(measure: PointMeasure, states: Sequence[State]) -> Tensor:
-    """Score of every ordered pair, ``[N, N]`` float64 on the CPU."""
-    if measure.score is score_inner:
-        return _inner_products([state[0] for state in states])
-    values = torch.empty(len(states), len(states), dtype=torch.float64)
-    for columns in _alike(states):
-        for part in _parts(columns, states[columns[0]]):
-            stack = tuple(torch.stack(parts) for parts in zip(*(_doubled(states[j]) for j in part), strict=True))
-            for i, state in enumerate(states):
-                if not measure.symmetric:
-                    values[i, part] = measure.score(_doubled(state), stack).cpu()
-                elif any(j >= i for j in part):
-                    values[i, part] = values[part, i] = measure.score(_doubled(state), stack).cpu()
+def score_sides(measure: PointMeasure, x: Sequence[State], y: Sequence[State]) -> Tensor:
+    """Score of every x against every y, ``[len(x), len(y)]`` float64 on the CPU."""
+    values = torch.empty(len(x), len(y), dtype=torch.float64)
+    for columns in _alike(y):
+        for part in _parts(columns, y[columns[0]]):
+            stack = tuple(torch.stack(parts) for parts in zip(*(_doubled(y[j]) for j in part), strict=True))
+            for i, state in enumerate(x):
+                values[i, part] = measure.score(_doubled(state), stack).cpu()
     return values
-
-
-def _inner_products(vectors: Sequence[Tensor]) -> Tensor:
-    """Gram matrix in float64, a slice of all vectors at a time."""
-    flat = [vector.flatten() for vector in vectors]
-    size = max(1, _BLOCK_BYTES // (8 * len(flat)))
-    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
-    for start in range(0, len(flat[0]), size):
-        block = torch.stack([vector[start : start + size] for vector in flat]).double()
-        total.addmm_(block, block.mT)
-    return total.cpu()
 
 
 def _alike(states: Sequence[State]) -> list[list[int]]:

@@ -73,7 +73,7 @@ COMPARE = ["compare", "runs", *MODEL, "--layers", "one", "two", *SMALL]
 def test_compare_writes_a_report_and_a_summary(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMPARE, "--out", "out"]) == 0
     names = {path.name for path in (place / "out").iterdir()}
-    assert names == {"report.html", "similarity.csv", "layers.png", "checkpoints.png", "trajectory.png"}
+    assert names == {"report.html", "similarity.csv", "layers.png", "checkpoints.png", "trajectory.png", "store"}
     with (place / "out" / "similarity.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8**2
@@ -151,7 +151,7 @@ def test_unsafe_pickle_is_the_way_out(place: Path) -> None:
         (["compare", "runs", "--model", "typo:Net", "--data", "x.npy"], "got SyntaxError: "),
         (
             ["compare", "runs", "--model", "userland:Net", "--data", "userland:number", "--layers", "one"],
-            "error: data must be a tensor, a tuple (inputs, ...), a Dataset or a DataLoader, got int",
+            "error: data must be a tensor, a tuple (inputs, ...), a dict of tensors, a Dataset or a DataLoader, got",
         ),
         (
             ["compare", "runs", "--model", "userland:Net", "--data", "digit", "--layers", "one"],
@@ -292,3 +292,33 @@ def test_a_reader_that_leaves_the_pipe_is_no_error_of_ours() -> None:
         running.stdout.close()
         assert running.stderr.read() == b""
     assert running.returncode == 1
+
+
+def test_cache_lists_checks_and_thins_out_the_store(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--out", "out", "--quiet"]) == 0
+    assert main(["cache", "ls", "out/store"]) == 0
+    shown = capsys.readouterr().out
+    assert "seed0/epoch=0, one" in shown
+    assert "8 pieces, 54 values of tiles" in shown
+    assert main(["cache", "verify", "out/store"]) == 0
+    assert "are sound" in capsys.readouterr().out
+    piece = next((place / "out/store/pieces").glob("??/*.safetensors"))
+    piece.write_bytes(piece.read_bytes()[:-4] + b"worn")
+    assert main(["cache", "verify", "out/store", "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["damaged"]) == 1
+    assert main([*COMPARE, "--out", "out", "--quiet", "--measures", "lfm", "heat"]) == 0  # nothing damaged is needed
+    assert main([*COMPARE, "--out", "out", "--quiet", "--n-basis", "5"]) == 0
+    assert main(["cache", "verify", "out/store", "--remove", "--quiet"]) == 0
+    assert main(["cache", "prune", "out/store", "--max-size", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] > 0
+    assert main(["cache", "ls", "runs"]) == 1
+    assert "must be a directory that a comparison has filled, got 'runs'" in capsys.readouterr().err
+
+
+def test_a_budget_and_a_store_are_options_of_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--out", "out", "--quiet", "--no-store", "--memory", "8GiB"]) == 0
+    assert not (place / "out/store").exists()
+    assert main([*COMPARE, "--out", "out", "--quiet", "--store", "elsewhere"]) == 0
+    assert (place / "elsewhere/index.sqlite").exists()
+    assert main([*COMPARE, "--memory", "much"]) == 1
+    assert "such as 2GiB or 500M, got 'much'" in capsys.readouterr().err

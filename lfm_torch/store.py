@@ -1,0 +1,391 @@
+"""What a comparison has finished, on disk: bases as safetensors files, values of pairs in SQLite, by content.
+
+A piece is named by a digest of everything it depends on (see :mod:`lfm_torch.fingerprints`), so it is never wrong, only
+absent: a changed setting asks for another name. Files are written beside their place, synchronised and renamed, and the
+index is a transaction, so that a process may be killed, or the disk fill up, at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from lfm_torch import _files
+
+FORMAT = 1
+_INDEX = "index.sqlite"
+_PIECES = "pieces"
+_DAY = 86400
+# a temporary file this old belongs to no process that still writes it
+_ABANDONED = 3600
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS pieces (
+  key TEXT PRIMARY KEY, kind TEXT NOT NULL, title TEXT NOT NULL, bytes INTEGER NOT NULL, used INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pairs (
+  tile BLOB NOT NULL, measure TEXT NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, used INTEGER NOT NULL,
+  PRIMARY KEY (tile, measure)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+"""
+Result = TypeVar("Result")
+
+
+class DamagedPieceError(Exception):
+    """A piece that is there and does not read, or is not what was written."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One line of ``lfm-torch cache ls``: a stored representation, its size in bytes and the day of its last use."""
+
+    key: str
+    kind: str
+    title: str
+    bytes: int
+    used: int
+
+
+class Store:
+    """A directory of finished pieces, safe for several processes at once.
+
+    Files may be written by any process that sees the directory; the index is written by the one that drives a
+    comparison (SQLite's locks are not to be trusted on every network file system, and workers never need them).
+
+    Args:
+        directory: Where; made if missing.
+
+    Raises:
+        ValueError: the directory holds another format, or something that is no store.
+        OSError: it cannot be made or written to.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = Store(folder)
+        ...     store.write("ab12", {"evals": torch.zeros(3)}, {"kind": "basis", "title": "net, layer 1"})
+        ...     store.read("ab12")[0]["evals"]
+        tensor([0., 0., 0.])
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        (self.directory / _PIECES).mkdir(parents=True, exist_ok=True)
+        self._connection: sqlite3.Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.directory)!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker elsewhere opens the same directory; the connection is the driver's
+        return {"directory": self.directory, "_connection": None}
+
+    def path(self, key: str) -> Path:
+        """Return the file of a piece."""
+        return self.directory / _PIECES / key[:2] / f"{key}.safetensors"
+
+    def write(self, key: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
+        """Write a piece; the same key twice is the same content, so the last writer does no harm.
+
+        Returns:
+            The digest of its content.
+
+        Raises:
+            OSError: no space, no permission: nothing is left behind.
+        """
+        from safetensors.torch import save
+
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = content_digest(plain)
+        metadata = {"format": str(FORMAT), "info": json.dumps(info, sort_keys=True), "sha256": content}
+        path = self.path(key)
+        path.parent.mkdir(exist_ok=True)
+        _files.write_atomically(path, save(plain, metadata), durable=True)
+        return content
+
+    def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read a piece back: its tensors and its info.
+
+        Raises:
+            KeyError: absent.
+            DamagedPieceError: its content is not what was written.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(key)
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except FileNotFoundError:
+            raise KeyError(key) from None
+        except (SafetensorError, OSError) as error:
+            raise DamagedPieceError(f"{path} does not read: {error}") from error
+        if metadata.get("sha256") != content_digest(tensors):
+            raise DamagedPieceError(f"{path} does not have the checksum it was written with")
+        return tensors, json.loads(metadata["info"])
+
+    def info(self, key: str) -> dict[str, Any] | None:
+        """Return the info of a piece, and the digest of its ``content``, without reading its tensors.
+
+        Returns:
+            None where the piece is absent or does not open.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(key)
+        if not path.exists():
+            return None
+        try:
+            # opening checks that the file is as long as its header says
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                info: dict[str, Any] = {**json.loads(metadata["info"]), "content": metadata["sha256"]}
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
+        return info
+
+    def remove(self, key: str) -> None:
+        """Remove a piece; one that is absent is no error."""
+        self.path(key).unlink(missing_ok=True)
+        with self._transaction() as index:
+            index.execute("DELETE FROM pieces WHERE key = ?", (key,))
+
+    def keep(self, pieces: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Enter pieces (key and info) in the index as used today."""
+        rows = []
+        for key, info in pieces:
+            path = self.path(key)
+            if path.exists():
+                rows.append((key, info["kind"], info["title"], path.stat().st_size, _today()))
+        with self._transaction() as index:
+            index.executemany("INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?, ?)", rows)
+
+    def put_values(self, rows: Iterable[tuple[bytes, str, bytes]]) -> None:
+        """Store values ``(tile, measure, value)`` in one transaction."""
+        today = _today()
+        with self._transaction() as index:
+            index.executemany(
+                "INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?, ?)",
+                ((tile, measure, value, zlib.crc32(value), today) for tile, measure, value in rows),
+            )
+
+    def values(self, tiles: Sequence[bytes], measure: str) -> dict[bytes, bytes]:
+        """Return the stored values of a measure for those of ``tiles`` that have one."""
+        found: dict[bytes, bytes] = {}
+        stale = []
+        today = _today()
+        for tile in tiles:
+            row = self._index.execute(
+                "SELECT value, crc, used FROM pairs WHERE tile = ? AND measure = ?", (tile, measure)
+            ).fetchone()
+            # a value that is not what was written is as good as absent: it is computed again
+            if row is not None and zlib.crc32(row[0]) == row[1]:
+                found[tile] = row[0]
+                if row[2] != today:
+                    stale.append((today, tile, measure))
+        if stale:
+            with self._transaction() as index:
+                index.executemany("UPDATE pairs SET used = ? WHERE tile = ? AND measure = ?", stale)
+        return found
+
+    def digest_of(self, path: Path, compute: Callable[[Path], str]) -> str:
+        """Return ``compute(path)``, remembered for as long as the file keeps its size, times and inode."""
+        status = path.stat()
+        state = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+        name = str(path.resolve())
+        row = self._index.execute("SELECT digest FROM files WHERE path = ? AND state = ?", (name, state)).fetchone()
+        if row is not None:
+            return str(row[0])
+        digest = compute(path)
+        # a file that changed a moment ago may change again within the resolution of its times
+        if time.time() - max(status.st_mtime, status.st_ctime) > 2:
+            with self._transaction() as index:
+                index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, state, digest))
+        return digest
+
+    def ls(self) -> list[Piece]:
+        """List the pieces, largest first. What a killed process wrote and did not enter is found on disk."""
+        known = {row[0]: Piece(*row) for row in self._index.execute("SELECT key, kind, title, bytes, used FROM pieces")}
+        listed = []
+        for path in self._files():
+            status = path.stat()
+            piece = known.get(path.stem)
+            if piece is None:
+                info = self.info(path.stem) or {"kind": "damaged", "title": path.name}
+                piece = Piece(path.stem, info["kind"], info["title"], 0, int(status.st_mtime // _DAY))
+            listed.append(Piece(piece.key, piece.kind, piece.title, status.st_size, piece.used))
+        return sorted(listed, key=lambda piece: (-piece.bytes, piece.title, piece.key))
+
+    def n_values(self) -> int:
+        """Count the stored values of pairs."""
+        return int(self._index.execute("SELECT COUNT(*) FROM pairs").fetchone()[0])
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        files = (path for path in self.directory.rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in files)
+
+    def verify(self, *, remove: bool = False) -> list[str]:
+        """Read everything and return what is damaged, a line each; ``remove`` deletes it, to be computed again."""
+        problems = []
+        for path in self._files():
+            damage = self._damage(path.stem)
+            if damage:
+                problems.append(damage)
+                if remove:
+                    self.remove(path.stem)
+        checks = self._index.execute("PRAGMA integrity_check").fetchall()
+        problems += [f"{_INDEX}: {row[0]}" for row in checks if row[0] != "ok"]
+        damaged = [
+            (tile, measure)
+            for tile, measure, value, crc in self._index.execute("SELECT tile, measure, value, crc FROM pairs")
+            if zlib.crc32(value) != crc
+        ]
+        problems += [f"{_INDEX}: the {measure} of tile {tile.hex()} is damaged" for tile, measure in damaged]
+        if remove and damaged:
+            with self._transaction() as index:
+                index.executemany("DELETE FROM pairs WHERE tile = ? AND measure = ?", damaged)
+        return problems
+
+    def _damage(self, key: str) -> str:
+        try:
+            self.read(key)
+        except (DamagedPieceError, KeyError, ValueError) as error:
+            return str(error)
+        return ""
+
+    def prune(self, *, unused_days: float | None = None, max_bytes: int | None = None) -> int:
+        """Delete what has not been used for a number of days, then the least recently used until it fits.
+
+        Temporary files of processes that were killed go in any case.
+
+        Args:
+            unused_days: Delete pieces and values last used this many days ago or longer; None keeps them.
+            max_bytes: Delete the pieces least recently used until the files take at most this; None for no limit.
+
+        Returns:
+            Bytes freed.
+        """
+        before = self.size()
+        for path in (self.directory / _PIECES).rglob(".*"):
+            if path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink(missing_ok=True)
+        pieces = sorted(self.ls(), key=lambda piece: (piece.used, -piece.bytes))
+        last = None if unused_days is None else _today() - unused_days
+        total = sum(piece.bytes for piece in pieces)
+        for piece in pieces:
+            old = last is not None and piece.used <= last
+            if old or (max_bytes is not None and total > max_bytes):
+                self.remove(piece.key)
+                total -= piece.bytes
+        if last is not None:
+            with self._transaction() as index:
+                index.execute("DELETE FROM pairs WHERE used <= ?", (last,))
+                index.execute("DELETE FROM files")
+        self._index.execute("VACUUM")
+        return before - self.size()
+
+    def close(self) -> None:
+        """Close the index."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _files(self) -> Iterator[Path]:
+        return iter(sorted((self.directory / _PIECES).glob("??/*.safetensors")))
+
+    @property
+    def _index(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = _opened(self.directory / _INDEX)
+        return self._connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        index = self._index
+        try:
+            index.execute("BEGIN IMMEDIATE")
+            yield index
+            index.execute("COMMIT")
+        except BaseException as error:
+            if index.in_transaction:
+                index.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError):
+                raise OSError(f"{self.directory / _INDEX} could not be written: {error}") from error
+            raise
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    # several drivers may share a store: each waits for the other's transaction, which is short
+    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, FORMAT):
+            raise ValueError(f"{path} must be a store of format {FORMAT}, got format {version}; take another directory")
+        if version == 0:
+            connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {FORMAT};COMMIT;")
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError):
+            raise OSError(f"{path} could not be opened: {error}") from error
+        raise ValueError(f"{path} must be the index of a store, got a file that is none: {error}") from error
+    except ValueError:
+        connection.close()
+        raise
+    return connection
+
+
+def content_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        digest.update(_files.raw_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _today() -> int:
+    return int(time.time() // _DAY)
+
+
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes such as "2GiB", "500M" or "1.5 GB" (all in powers of 1024).
+
+    Raises:
+        ValueError: not of that form, or not positive.
+
+    Example:
+        >>> parse_size("2GiB"), parse_size("512M")
+        (2147483648, 536870912)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    size = 0 if match is None else int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    if size < 1:
+        raise ValueError(f"a size must be a positive number of bytes such as 2GiB or 500M, got {text!r}")
+    return size
+
+
+def shown_size(size: float) -> str:
+    """Return a number of bytes for people: "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
