@@ -214,9 +214,19 @@ def load_weights(model: nn.Module, path: str | Path, *, unsafe_pickle: bool = Fa
         ...     torch.save(saved, f"{folder}/last.ckpt")
         ...     load_weights(torch.nn.Linear(2, 3), f"{folder}/last.ckpt")
     """
+    model.load_state_dict(fitting_weights(model, path, unsafe_pickle=unsafe_pickle))
+
+
+def fitting_weights(model: nn.Module, path: str | Path, *, unsafe_pickle: bool = False) -> dict[str, Tensor]:
+    """Read a checkpoint under the names of the model's state dict, as :func:`load_weights` does, and load nothing.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as :func:`load_weights`.
+    """
     state = _state_of(path, read_tensors(path, unsafe_pickle=unsafe_pickle))
     fitting, missing = _fit(path, model, state)
-    model.load_state_dict(fitting | {name: model.state_dict()[name] for name in missing})
+    return fitting | {name: model.state_dict()[name] for name in missing}
 
 
 def _state_of(path: str | Path, content: Any) -> dict[str, Tensor]:

@@ -14,20 +14,20 @@ of 32 do not hold a neighbour graph worth the name.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
-from lfm_torch.basis import Basis, spectral_basis
-from lfm_torch.functional_map import FunctionalMap, paired_map
+from lfm_torch.basis import Basis
+from lfm_torch.functional_map import functional_map, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
+from lfm_torch.measures import MAP_MEASURES
 from lfm_torch.neighbors import Metric
-from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
+from lfm_torch.pipeline import representation_basis
+from lfm_torch.similarity import Maps
 
-Reading = Literal["heat", "overlap", "lfm"]
-_READINGS = {"heat": heat_overlap, "overlap": subspace_overlap, "lfm": lfm_similarity}
+# readings that mean something for a map solved from descriptors: the others take it for the product of two bases
+_UNPAIRED = ("lfm", "lfm_paper", "lfm_unsquared", "orthogonality_error", "commutativity_error")
 
 
 class _AlignmentLoss(nn.Module):
@@ -59,16 +59,18 @@ class _AlignmentLoss(nn.Module):
             return self._basis(_full_precision("target", target))
 
     def _basis(self, x: Tensor) -> Basis:
-        return spectral_basis(self._graph(x), n_basis=self.n_basis)
+        return representation_basis(
+            x, n_neighbors=self.n_neighbors, n_basis=self.n_basis, metric=self.metric, weights=self.weights
+        )
 
     def _graph(self, x: Tensor) -> Graph:
         return build_graph(x, n_neighbors=self.n_neighbors, metric=self.metric, weights=self.weights)
 
-    def _check_target(self, x: Tensor, target: object) -> Tensor | Basis:
+    def _check_target(self, x: Tensor, target: object, *, paired: bool = True) -> Tensor | Basis:
         if not isinstance(target, (Tensor, Basis)):
             raise TypeError(f"target must be a torch.Tensor or a Basis, got {type(target).__name__}")
         rows = target.evecs.shape[:-1] if isinstance(target, Basis) else target.shape[:-1]
-        if rows != x.shape[:-1]:
+        if paired and rows != x.shape[:-1]:
             raise ValueError(
                 f"target must have the rows of x, {[*x.shape[:-1]]} (row i of both from the same input), got {[*rows]}"
             )
@@ -89,11 +91,12 @@ class LFMAlignmentLoss(_AlignmentLoss):
         metric: Metric of the graphs, see :func:`lfm_torch.knn`. "angular" refuses rows that are all zero (a dead
             ReLU); "euclidean" takes them.
         weights: Edge weights, see :func:`lfm_torch.build_graph`.
-        reading: Which similarity: "heat" and "overlap" do not depend on the basis chosen inside a repeated eigenvalue,
-            "lfm" does, and has no gradient there.
+        reading: Which measure of the map; of a distance ("orthogonality_error", ...) the loss is its value. "heat" and
+            "overlap" do not depend on the basis chosen inside a repeated eigenvalue; "lfm" does, and has no gradient
+            there. With descriptors take "lfm" or "orthogonality_error".
 
     Raises:
-        ValueError: settings that no graph or basis can have.
+        ValueError: settings that no graph or basis can have, a reading that is no measure of maps.
 
     Example:
         >>> import torch
@@ -115,37 +118,46 @@ class LFMAlignmentLoss(_AlignmentLoss):
         n_neighbors: int | None = None,
         metric: Metric = "angular",
         weights: Weights = "gaussian",
-        reading: Reading = "heat",
+        reading: str = "heat",
     ) -> None:
         super().__init__(n_basis=n_basis, n_neighbors=n_neighbors, metric=metric, weights=weights)
-        _checks.check_choice("reading", reading, _READINGS)
+        _checks.check_choice("reading", reading, [name for name in MAP_MEASURES if MAP_MEASURES[name].paired])
         self.reading = reading
 
     def extra_repr(self) -> str:
         """Settings, as ``print`` shows them."""
         return f"{super().extra_repr()}, reading={self.reading!r}"
 
-    def forward(self, x: Tensor, target: Tensor | Basis) -> Tensor:
-        """Return the loss, a scalar in [0, 1] in float32 or float64.
+    def forward(self, x: Tensor, target: Tensor | Basis, descriptors: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the loss, a scalar in float32 or float64; in [0, 1] for a similarity of paired rows.
 
         Args:
             x: ``[..., n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under
                 autocast.
             target: ``[..., n, d_target]`` whose row i comes from the input of row i of ``x``, or the Basis that
                 :meth:`target_basis` made of it. A tensor that requires gradients is aligned as well: detach a teacher.
+            descriptors: Functions that should correspond, ``(f_x [..., n, p], f_target [..., n_target, p])``, as
+                :mod:`lfm_torch.descriptors` makes them. Then rows need not: the map is solved for, see
+                :func:`functional_map`.
 
         Raises:
             TypeError: not floating-point tensors.
-            ValueError: rows that do not pair, and what the graph and the basis refuse.
+            ValueError: rows that do not pair, a reading that needs them to, and what graph, basis and map refuse.
         """
         with torch.autocast(x.device.type, enabled=False):
-            target = self._check_target(x, target)
+            target = self._check_target(x, target, paired=descriptors is None)
             basis_x = self._basis(_full_precision("x", x))
             basis_y = target if isinstance(target, Basis) else self._basis(_full_precision("target", target))
-            return self._read(paired_map(basis_x, basis_y.to(basis_x.evecs.dtype)))
-
-    def _read(self, fmap: FunctionalMap) -> Tensor:
-        return (1 - _READINGS[self.reading](fmap)).mean()
+            basis_y = basis_y.to(basis_x.evecs.dtype)
+            if descriptors is None:
+                fmap = paired_map(basis_x, basis_y)
+            else:
+                _checks.check_choice("reading with descriptors", self.reading, _UNPAIRED)
+                f_x, f_y = (f.to(basis_x.evecs.dtype) for f in descriptors)
+                fmap = functional_map(basis_x, basis_y, f_x, f_y)
+            measure = MAP_MEASURES[self.reading]
+            value = measure.read(Maps.of(fmap)).mean()
+            return value if measure.is_distance else 1 - value
 
 
 class DirichletAlignmentLoss(_AlignmentLoss):

@@ -33,7 +33,7 @@ def test_gradients_in_double_precision(make: Callable[..., Loss], metric: str) -
 @pytest.mark.parametrize("reading", ["overlap", "lfm"])
 def test_gradients_of_the_other_readings(reading: str) -> None:
     x, target = spaces(24, torch.float64)
-    loss = LFMAlignmentLoss(n_basis=5, n_neighbors=7, reading=reading)  # type: ignore[arg-type]
+    loss = LFMAlignmentLoss(n_basis=5, n_neighbors=7, reading=reading)
     assert torch.autograd.gradcheck(lambda points: loss(points, target), x.requires_grad_(), atol=1e-6, rtol=1e-4)
 
 
@@ -45,12 +45,29 @@ def test_gradients_in_the_target_where_it_asks_for_them() -> None:
     assert target.grad is None
 
 
+def test_unpaired_rows_align_by_descriptors() -> None:
+    x, target = spaces(24, torch.float64)
+    # classes are known on both sides, rows are not
+    labels = torch.eye(4, dtype=torch.float64)[torch.arange(24) % 4]
+    order = torch.randperm(24)
+    loss = LFMAlignmentLoss(n_basis=5, n_neighbors=7, reading="lfm")
+    shuffled = loss(x, target[order], (labels, labels[order]))
+    torch.testing.assert_close(shuffled, loss(x, target, (labels, labels)))
+    assert torch.autograd.gradcheck(
+        lambda points: loss(points, target, (labels, labels)), x.requires_grad_(), atol=1e-6, rtol=1e-4
+    )
+    loss(x, target[1:], (labels, labels[1:]))
+    with pytest.raises(ValueError, match=r"reading with descriptors must be one of .* got 'heat'"):
+        LFMAlignmentLoss(n_basis=5)(x, target, (labels, labels))
+
+
 def test_values_are_the_definitions() -> None:
     x, target = spaces()
-    found = lfm.similarity(x, target, n_basis=8)
+    found = lfm.similarity(x, target, n_basis=8, measures=("lfm", "overlap", "heat", "orthogonality_error"))
     for reading, value in found.items():
-        loss = LFMAlignmentLoss(n_basis=8, reading=reading)(x, target)  # type: ignore[arg-type]
-        torch.testing.assert_close(loss, 1 - value, atol=1e-5, rtol=1e-4)
+        loss = LFMAlignmentLoss(n_basis=8, reading=reading)(x, target)
+        wanted = value if reading == "orthogonality_error" else 1 - value
+        torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=1e-4)
     L = lfm.build_graph(x.double()).laplacian().to_dense()
     evecs = torch.linalg.eigh(lfm.build_graph(target.double()).laplacian().to_dense()).eigenvectors[:, :8]
     wanted = (evecs.mT @ L @ evecs).trace() / 8
@@ -119,7 +136,7 @@ def test_what_they_refuse(make: Callable[..., Loss]) -> None:
     with pytest.raises(ValueError, match="no zero row under the metrics"):
         loss(x * (torch.arange(60) > 3).unsqueeze(1), target)
     with pytest.raises(ValueError, match="reading must be one of"):
-        LFMAlignmentLoss(reading="cka")  # type: ignore[arg-type]
+        LFMAlignmentLoss(reading="cka")
 
 
 def test_settings_show() -> None:

@@ -1,0 +1,99 @@
+"""A metric for torchmetrics: similarity of two representations gathered batch by batch, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch.graph import Weights
+from lfm_torch.measures import check_measures
+from lfm_torch.neighbors import Metric
+from lfm_torch.pipeline import similarity
+
+try:
+    import torchmetrics
+except ImportError as error:
+    raise ImportError('LFMSimilarity needs torchmetrics: pip install "lfm-torch[lightning]"') from error
+
+
+class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
+    """Similarity of two representations of the same samples, over all batches since the last reset.
+
+    A space needs all its samples at once, so the rows are kept (``compute_on_cpu=True`` keeps them off the GPU) and
+    gathered from all ranks; order and number of batches do not matter.
+
+    Args:
+        measures: One name, for a scalar, or several, for a dict: see :func:`similarity`.
+        n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
+        n_basis: Eigenvectors per space, less than the samples.
+        metric: Metric of the graphs, see :func:`knn`.
+        weights: Edge weights, see :func:`build_graph`.
+        **kwargs: Of ``torchmetrics.Metric``.
+
+    Raises:
+        ValueError: an unknown measure.
+
+    Example:
+        >>> import torch
+        >>> metric = LFMSimilarity("heat", n_basis=10)
+        >>> for batch in torch.randn(4, 32, 8, generator=torch.Generator().manual_seed(0)):
+        ...     metric.update(batch, 2 * batch)
+        >>> round(float(metric.compute()), 3)
+        1.0
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    # lists of batches; one tensor each after a sync between ranks
+    x: Any
+    y: Any
+
+    def __init__(
+        self,
+        measures: str | Sequence[str] = "heat",
+        *,
+        n_neighbors: int | None = None,
+        n_basis: int = 50,
+        metric: Metric = "angular",
+        weights: Weights = "gaussian",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.names = [measures] if isinstance(measures, str) else list(measures)
+        check_measures(self.names)
+        self.scalar = isinstance(measures, str)
+        self.settings = {"n_neighbors": n_neighbors, "n_basis": n_basis, "metric": metric, "weights": weights}
+        self.add_state("x", default=[], dist_reduce_fx="cat")
+        self.add_state("y", default=[], dist_reduce_fx="cat")
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        """Add rows ``x [b, d_x]`` and ``y [b, d_y]`` of the same samples.
+
+        Raises:
+            TypeError: not floating-point tensors.
+            ValueError: shapes that do not pair, values that are not finite.
+        """
+        x, y = _checks.check_points("x", x), _checks.check_points("y", y)
+        if x.dim() != 2 or y.dim() != 2 or len(x) != len(y):
+            raise ValueError(f"x and y must have shape [b, d] with the same b, got {list(x.shape)} and {list(y.shape)}")
+        self.x.append(x.detach())
+        self.y.append(y.detach())
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """Return the similarity of everything that was added.
+
+        Raises:
+            ValueError: nothing was added, or too little for the settings.
+        """
+        if len(self.x) == 0:
+            raise ValueError("x and y must have at least one batch before compute(), got none; call update()")
+        x, y = (rows if isinstance(rows, Tensor) else torch.cat(rows) for rows in (self.x, self.y))
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        found = similarity(x.to(dtype), y.to(dtype), measures=self.names, **self.settings)  # type: ignore[arg-type]
+        return found[self.names[0]] if self.scalar else found
