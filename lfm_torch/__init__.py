@@ -7,9 +7,10 @@ from importlib.metadata import version as _version
 
 __version__ = _version("lfm-torch")
 
-from lfm_torch import baselines, losses
+from lfm_torch import baselines, descriptors, losses
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
+from lfm_torch.align import Alignment, align
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
@@ -26,6 +27,7 @@ from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
 from lfm_torch.transfer import fit_translator, stitch
 
 __all__ = [
+    "Alignment",
     "Basis",
     "Checkpoints",
     "Comparison",
@@ -34,10 +36,12 @@ __all__ = [
     "LFMWarning",
     "Laplacian",
     "Neighbors",
+    "align",
     "baselines",
     "build_graph",
     "build_info",
     "compare",
+    "descriptors",
     "extract",
     "fit_translator",
     "functional_map",

@@ -1,0 +1,459 @@
+"""One call from two representations to a map between them, with few known pairs or none, and with its evidence."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch._warnings import LFMWarning
+from lfm_torch.basis import Basis, spectral_basis
+from lfm_torch.correspondence import agreeing_pairs, check_rows, mutual_pairs, nearest, pointwise_map
+from lfm_torch.descriptors import anchor_distances, label_indicators
+from lfm_torch.functional_map import FunctionalMap, functional_map
+from lfm_torch.graph import build_graph
+from lfm_torch.gromov import feature_scores, gromov_wasserstein, signature_scores
+from lfm_torch.neighbors import Metric
+from lfm_torch.refine import projected_map, zoomout
+from lfm_torch.transfer import Translator, TranslatorKind, fit_translator, paired_rows
+
+Method = Literal["auto", "descriptors", "coupling"]
+METHODS = ("auto", "descriptors", "coupling")
+METRICS = ("angular", "cosine", "euclidean")
+
+_START_BASIS, _FINAL_BASIS = 20, 120
+_ROUNDS = 50
+# with so many anchors every fifth is held out to test the result on
+_ENOUGH_ANCHORS, _HELD_OUT = 20, 5
+_ANCHOR_LEVEL = 1e-4
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Correspondence:
+    """What was matched with what.
+
+    Attributes:
+        fmap: functional map x -> y of ``idx_yx``.
+        translator: carries representations from x's space to y's.
+        pairs: ``[p, 2]`` rows that are each other's nearest neighbours under the translator, and the anchors.
+        idx_yx: ``[n_y]`` for each row of y its row of x.
+        idx_xy: ``[n_x]`` for each row of x its row of y.
+    """
+
+    fmap: FunctionalMap
+    translator: Translator
+    pairs: Tensor
+    idx_yx: Tensor
+    idx_xy: Tensor
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Alignment:
+    """The result of :func:`align`. Where nothing was found, the map and what follows from it raise ValueError.
+
+    Attributes:
+        found: whether the confidence is clearly above chance, or held-out anchors say so.
+        confidence: share of the rows (of the smaller space) whose match is confirmed by a translator fitted without
+            it: the two rows are each other's nearest neighbours among all.
+        chance: what two unrelated samples reach: the share of mutual nearest neighbours between random halves of one
+            space, the larger of both spaces.
+        anchor_p: p-value of the ranks of held-out anchors (20 anchors or more), None where none were held out.
+        method: "descriptors", "signatures" or "coupling", the way that gave the result.
+        basis_x: basis of x.
+        basis_y: basis of y.
+        untrusted: the best correspondence, whether found or not.
+    """
+
+    found: bool
+    confidence: float
+    chance: float
+    anchor_p: float | None
+    method: str
+    basis_x: Basis
+    basis_y: Basis
+    untrusted: Correspondence
+
+    def __repr__(self) -> str:
+        head = "Alignment(" if self.found else "Alignment(no alignment found, "
+        held_out = "" if self.anchor_p is None else f", held-out anchors p={self.anchor_p:.1g}"
+        return (
+            f"{head}{self.basis_x.n} x {self.basis_y.n} rows by {self.method}, confidence {self.confidence:.3f} "
+            f"(chance {self.chance:.3f}){held_out})"
+        )
+
+    @property
+    def correspondence(self) -> Correspondence:
+        """The correspondence.
+
+        Raises:
+            ValueError: none was found.
+        """
+        if not self.found:
+            raise ValueError(
+                f"no alignment found: {self.confidence:.3f} of the rows have a confirmed match, unrelated spaces reach "
+                f"{self.chance:.3f}; alignment.untrusted holds what was tried"
+            )
+        return self.untrusted
+
+    @property
+    def fmap(self) -> FunctionalMap:
+        """Functional map x -> y; raises ValueError where none was found."""
+        return self.correspondence.fmap
+
+    @property
+    def translator(self) -> Translator:
+        """Translator of representations x -> y; raises ValueError where none was found."""
+        return self.correspondence.translator
+
+    @property
+    def pairs(self) -> Tensor:
+        """Matched rows ``[p, 2]``; raises ValueError where none was found."""
+        return self.correspondence.pairs
+
+    @property
+    def idx_yx(self) -> Tensor:
+        """For each row of y its row of x; raises ValueError where none was found."""
+        return self.correspondence.idx_yx
+
+    @property
+    def idx_xy(self) -> Tensor:
+        """For each row of x its row of y; raises ValueError where none was found."""
+        return self.correspondence.idx_xy
+
+
+def align(
+    x: Tensor,
+    y: Tensor,
+    *,
+    anchors: Tensor | None = None,
+    labels: tuple[Tensor, Tensor] | None = None,
+    descriptors: tuple[Tensor, Tensor] | None = None,
+    kind: TranslatorKind = "orthogonal",
+    method: Method = "auto",
+    metric: Metric | None = None,
+    n_neighbors: int | None = None,
+    n_basis: int | None = None,
+) -> Alignment:
+    """Align two spaces whose rows need not pair: few known pairs, labels, or nothing at all is enough.
+
+    With anchors, labels or descriptors: their functional map (20 eigenvectors), grown by ZoomOut, gives a first
+    correspondence. Without, or where that fails, the spaces are matched by their distances alone: by the sorted kernel
+    rows of each point, then by annealed entropic Gromov-Wasserstein. Either is then refined in rounds: fit the best
+    rotation to the pairs that are each other's nearest neighbours, and match again. The final translator is fitted to
+    these pairs with robust weights.
+
+    What comes out is tested: rows count as confirmed only under a translator fitted without them. In many dimensions
+    a wrong alignment fails there because it does not generalise; in few dimensions, where any two clouds of one shape
+    match somehow, because it confirms no more rows than two unrelated samples do, which is measured on the data.
+
+    Args:
+        x: ``[n_x, d_x]``.
+        y: ``[n_y, d_y]``.
+        anchors: ``[p, 2]`` known pairs (row of x, row of y).
+        labels: Classes ``[n_x]`` and ``[n_y]``, integers; classes that only one side has are left out.
+        descriptors: ``[n_x, p]`` and ``[n_y, p]`` functions that should correspond.
+        kind: Kind of the final translator, see :func:`fit_translator`.
+        method: "descriptors" alone, "coupling" alone, or "auto": the first, and the second where it does not convince.
+        metric: "angular" or "cosine": rows are centred and scaled to norm 1; "euclidean": centred only; None: angular,
+            and euclidean for the last matching where that confirms more rows.
+        n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300.
+        n_basis: Eigenvectors of the final map; None takes an eighth of the rows, 20 to 120.
+
+    Returns:
+        Alignment; ``alignment.found`` says whether to trust it.
+
+    Raises:
+        TypeError: not floating-point tensors, different dtypes, anchors or labels that are not integers.
+        ValueError: shapes that do not fit, fewer than 10 rows, anchors out of range, "descriptors" without any,
+            more than 1e8 pairs of rows where distances alone must do.
+
+    Warns:
+        LFMWarning: the result is no better than chance.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> x, rotation = torch.randn(200, 5), torch.linalg.qr(torch.randn(5, 5)).Q
+        >>> order = torch.randperm(200)
+        >>> alignment = lfm.align(x, (x @ rotation)[order])
+        >>> alignment.found, bool((alignment.idx_yx == order).all())
+        (True, True)
+
+    Source: Fumero et al. 2024 (arXiv 2406.14183), section 4; the refinement rounds: Artetxe et al. 2018
+    (arXiv 1805.06297).
+    """
+    _checks.check_choice("method", method, METHODS)
+    if metric is not None:
+        _checks.check_choice("metric", metric, METRICS)
+    x, y = _points("x", x), _points("y", y)
+    _checks.check_same_device_dtype("x", x, "y", y)
+    if anchors is not None:
+        paired_rows(x, y, anchors)
+    with torch.no_grad():
+        spaces = _Spaces.of(x, y, "euclidean" if metric == "euclidean" else "angular")
+        used, tested = _split_anchors(anchors, x.device)
+        known = torch.cat([used, tested])
+        bases = _bases(spaces, n_neighbors, n_basis)
+        functions = _functions(spaces, used, labels, descriptors)
+        if method == "descriptors" and functions is None:
+            raise ValueError("method must be 'auto' or 'coupling' where no anchors, labels or descriptors are given")
+        match = _best_match(spaces, bases, used, labels, functions, method)
+        if metric is None:
+            spaces, match = _with_norms(x, y, spaces, match, used)
+        anchor_p = _rank_p_value(match, spaces, tested) if len(tested) else None
+        slack = max(0.05, 5 * math.sqrt(spaces.chance * (1 - spaces.chance) / spaces.rows))
+        found = match.confidence > spaces.chance + slack or (anchor_p is not None and anchor_p < _ANCHOR_LEVEL)
+        translator = fit_translator(x, y, pairs=torch.cat([match.pairs, known]), kind=kind, robust=True)
+        idx_yx, idx_xy = _matched(x, y, translator, spaces.metric)
+        fmap = projected_map(idx_yx, *bases)
+        pairs = torch.unique(torch.cat([agreeing_pairs(idx_xy, idx_yx), known]), dim=0)
+    result = Correspondence(fmap, translator, pairs, idx_yx, idx_xy)
+    alignment = Alignment(found, match.confidence, spaces.chance, anchor_p, match.method, *bases, result)
+    if not found:
+        warnings.warn(
+            f"align: no alignment found, no better than chance: {match.confidence:.3f} of the rows have a "
+            f"confirmed match, unrelated spaces reach {spaces.chance:.3f}",
+            LFMWarning,
+            stacklevel=2,
+        )
+    return alignment
+
+
+@dataclass(frozen=True)
+class _Spaces:
+    """Both spaces prepared for matching, and the share of rows that two unrelated samples of such spaces match."""
+
+    x: Tensor
+    y: Tensor
+    metric: str
+    chance: float
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, metric: str) -> _Spaces:
+        x, y = _prepared(x, metric), _prepared(y, metric)
+        return cls(x, y, metric, max(_mutual_share(x), _mutual_share(y)))
+
+    @property
+    def rows(self) -> int:
+        return min(len(self.x), len(self.y))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A refined matching: the rotation of the prepared rows, its mutual pairs, and the share that is confirmed."""
+
+    method: str
+    rotation: Tensor
+    pairs: Tensor
+    confidence: float
+
+    @classmethod
+    def of(cls, method: str, spaces: _Spaces, pairs: Tensor, anchors: Tensor) -> _Match:
+        rotation, pairs = _refined(spaces, pairs, anchors)
+        return cls(method, rotation, pairs, _confirmed_share(spaces, pairs))
+
+
+def _best_match(
+    spaces: _Spaces,
+    bases: tuple[Basis, Basis],
+    anchors: Tensor,
+    labels: tuple[Tensor, Tensor] | None,
+    functions: tuple[Tensor, Tensor] | None,
+    method: str,
+) -> _Match:
+    """The most confirmed of the ways to a first correspondence; the cheap ones first, the others where they fail."""
+    ways: list[tuple[str, Callable[[], Tensor]]] = []
+    if functions is not None and method != "coupling":
+        ways.append(("descriptors", lambda: _functional_pairs(*bases, *functions)))
+    if method != "descriptors":
+        scores = functools.cache(lambda: _start_scores(spaces, anchors, labels))
+        ways.append(("signatures", lambda: agreeing_pairs(scores().argmax(1), scores().argmax(0))))
+        ways.append(("coupling", lambda: _coupled_pairs(spaces, scores())))
+    best: _Match | None = None
+    for name, way in ways:
+        match = _Match.of(name, spaces, way(), anchors)
+        best = match if best is None or match.confidence > best.confidence else best
+        if best.confidence > (1 + spaces.chance) / 2:
+            break
+    assert best is not None
+    return best
+
+
+def _with_norms(x: Tensor, y: Tensor, spaces: _Spaces, match: _Match, anchors: Tensor) -> tuple[_Spaces, _Match]:
+    """Match once more with the norms of the rows, and keep that where it stands out more."""
+    other = _Spaces.of(x, y, "euclidean")
+    again = _Match.of(match.method, other, match.pairs, anchors)
+    better = again.confidence - other.chance > match.confidence - spaces.chance
+    return (other, again) if better else (spaces, match)
+
+
+def _split_anchors(anchors: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Anchors to use and, where there are enough, anchors to test the result on."""
+    if anchors is None:
+        return (torch.zeros(0, 2, dtype=torch.int64, device=device),) * 2
+    tested = torch.arange(len(anchors), device=device) % _HELD_OUT == 0
+    if len(anchors) < _ENOUGH_ANCHORS:
+        tested = torch.zeros_like(tested)
+    return anchors[~tested], anchors[tested]
+
+
+def _points(name: str, x: Tensor) -> Tensor:
+    x = _checks.check_points(name, x)
+    if x.dim() != 2 or len(x) < 10:
+        raise ValueError(f"{name} must have shape [n, d] with at least 10 rows, got {list(x.shape)}")
+    if bool((x == x[:1]).all()):
+        raise ValueError(f"{name} must have rows that differ, got equal ones throughout (a collapsed representation)")
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _prepared(x: Tensor, metric: str) -> Tensor:
+    """Rows about their mean, of norm 1 or of mean squared norm 1: from here on all is Euclidean geometry."""
+    x = x - x.mean(0)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    if metric == "euclidean":
+        return x / norms.square().mean().sqrt()
+    # a row at the mean has no direction; it stays there
+    return x / torch.where(norms > 0, norms, 1.0)
+
+
+def _bases(spaces: _Spaces, n_neighbors: int | None, n_basis: int | None) -> tuple[Basis, Basis]:
+    size = min(_FINAL_BASIS, max(_START_BASIS, spaces.rows // 8), spaces.rows - 1) if n_basis is None else n_basis
+    # the rows are prepared: their Euclidean distance is the chord that "angular" means, and a row at the mean is no
+    # error
+    graphs = (build_graph(z, n_neighbors=n_neighbors, metric="euclidean") for z in (spaces.x, spaces.y))
+    basis_x, basis_y = (spectral_basis(graph, n_basis=size) for graph in graphs)
+    return basis_x, basis_y
+
+
+def _functions(
+    spaces: _Spaces,
+    anchors: Tensor,
+    labels: tuple[Tensor, Tensor] | None,
+    descriptors: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor] | None:
+    """All descriptors side by side on both spaces, None where there are none."""
+    z_x, z_y = spaces.x, spaces.y
+    parts: list[tuple[Tensor, Tensor]] = []
+    if len(anchors):
+        distances = [
+            anchor_distances(z, rows, metric="euclidean") for z, rows in ((z_x, anchors[:, 0]), (z_y, anchors[:, 1]))
+        ]
+        parts.append((distances[0], distances[1]))
+    if labels is not None:
+        for name, label, z in (("labels[0]", labels[0], z_x), ("labels[1]", labels[1], z_y)):
+            check_rows(name, label, torch.iinfo(torch.int64).max)
+            if label.shape != (len(z),):
+                raise ValueError(f"{name} must have shape [{len(z)}], got {list(label.shape)}")
+        shared = torch.tensor(sorted({*labels[0].tolist()} & {*labels[1].tolist()}), device=z_x.device)
+        if len(shared) == 0:
+            raise ValueError("labels must have a class that both spaces have, got none")
+        indicators = [label_indicators(label, classes=shared, dtype=z_x.dtype) for label in labels]
+        parts.append((indicators[0], indicators[1]))
+    if descriptors is not None:
+        given = tuple(_checks.check_points(f"descriptors[{i}]", f).to(z_x) for i, f in enumerate(descriptors))
+        parts.append((given[0], given[1]))
+    if not parts:
+        return None
+    # every kind has the same say, whatever the number of its columns
+    columns = [
+        torch.cat([f / f.norm(dim=0).clamp_min(torch.finfo(f.dtype).tiny) for f in side], 1)
+        for side in zip(*parts, strict=True)
+    ]
+    return columns[0], columns[1]
+
+
+def _functional_pairs(basis_x: Basis, basis_y: Basis, f_x: Tensor, f_y: Tensor) -> Tensor:
+    small = min(_START_BASIS, basis_x.n_basis)
+    fmap = functional_map(basis_x.truncate(small), basis_y.truncate(small), f_x, f_y)
+    fmap = zoomout(fmap, basis_x, basis_y)
+    idx_yx = pointwise_map(fmap, basis_x, basis_y)
+    return torch.stack([idx_yx, torch.arange(len(idx_yx), device=idx_yx.device)], 1)
+
+
+def _coupled_pairs(spaces: _Spaces, start: Tensor) -> Tensor:
+    plan = gromov_wasserstein(spaces.x, spaces.y, start=start).plan
+    return agreeing_pairs(plan.argmax(1), plan.argmax(0))
+
+
+def _start_scores(spaces: _Spaces, anchors: Tensor, labels: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Log-scores of all pairs from what does not depend on the pairing: kernel rows, anchors, classes."""
+    x, y = spaces.x, spaces.y
+    scores = signature_scores(x, y)
+    if len(anchors):
+        scores = scores + feature_scores(x @ x[anchors[:, 0]].mT, y @ y[anchors[:, 1]].mT)
+    if labels is not None:
+        scores = scores.masked_fill(labels[0].unsqueeze(1) != labels[1].unsqueeze(0), float(scores.min()) - 1)
+    return scores
+
+
+def _refined(spaces: _Spaces, pairs: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit the rotation to the pairs and match again until the pairs stand still."""
+    rotation = _rotation(spaces, torch.cat([pairs, anchors]))
+    for _ in range(_ROUNDS):
+        before, pairs = pairs, mutual_pairs(spaces.x @ rotation, spaces.y)
+        if torch.equal(before, pairs):
+            break
+        rotation = _rotation(spaces, torch.cat([pairs, anchors]))
+    return rotation, pairs
+
+
+def _rotation(spaces: _Spaces, pairs: Tensor) -> Tensor:
+    cross = spaces.x[pairs[:, 0]].mT @ spaces.y[pairs[:, 1]]
+    u, _, vh = torch.linalg.svd(cross, full_matrices=False)
+    rotation: Tensor = u @ vh
+    return rotation
+
+
+def _confirmed_share(spaces: _Spaces, pairs: Tensor) -> float:
+    """Share of the smaller space's rows whose pair is mutual under the rotation fitted to the other half of the pairs.
+
+    The anchors take no part in these fits.
+    """
+    half = _random_order(len(pairs), pairs.device) % 2 == 0
+    confirmed = 0
+    for fitted in (half, ~half):
+        if not bool(fitted.any()) or bool(fitted.all()):
+            return 0.0
+        moved, tested = spaces.x @ _rotation(spaces, pairs[fitted]), pairs[~fitted]
+        forth = nearest(moved[tested[:, 0]], spaces.y) == tested[:, 1]
+        back = nearest(spaces.y[tested[:, 1]], moved) == tested[:, 0]
+        confirmed += int((forth & back).sum())
+    return confirmed / spaces.rows
+
+
+def _mutual_share(z: Tensor) -> float:
+    """Share of mutual nearest neighbours between two random halves: what unrelated samples of one shape reach."""
+    half = _random_order(len(z), z.device) % 2 == 0
+    return len(mutual_pairs(z[half], z[~half])) / min(int(half.sum()), int((~half).sum()))
+
+
+def _random_order(n: int, device: torch.device) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _rank_p_value(match: _Match, spaces: _Spaces, tested: Tensor) -> float:
+    """Fisher's combined p-value that the held-out partners rank no higher than at random."""
+    distance = torch.cdist(spaces.x[tested[:, 0]] @ match.rotation, spaces.y)
+    own = distance.gather(1, tested[:, 1:])
+    ranks = (distance < own).sum(1) + ((distance == own).sum(1) + 1) / 2
+    half = -float((ranks.double() / len(spaces.y)).log().sum())
+    if half <= 0:
+        return 1.0
+    # survival function of chi squared with 2 k degrees of freedom: a Poisson sum
+    terms = (j * math.log(half) - math.lgamma(j + 1) - half for j in range(len(tested)))
+    return min(1.0, sum(math.exp(term) for term in terms))
+
+
+def _matched(x: Tensor, y: Tensor, translator: Translator, metric: str) -> tuple[Tensor, Tensor]:
+    """Nearest rows in both directions under the translator, in the geometry of the metric about y's mean."""
+    center = y.mean(0)
+    moved, target = translator(x) - center, y - center
+    if metric != "euclidean":
+        moved, target = (torch.nn.functional.normalize(z, dim=1) for z in (moved, target))
+    return nearest(target, moved), nearest(moved, target)

@@ -1,0 +1,197 @@
+"""Functions ``f [..., n, p]`` that should correspond between two spaces: what a functional map is solved from.
+
+Weak supervision: distances to anchors, diffusion from anchors, class indicators. Without supervision: heat and wave
+kernel signatures. Descriptors of both spaces are joined with ``torch.cat`` along the last dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch.basis import Basis
+from lfm_torch.correspondence import check_rows
+from lfm_torch.neighbors import Metric
+
+
+def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", kernel: bool = False) -> Tensor:
+    """Distances of all points to the anchors, ``[..., n, p]``; ``kernel=True``: ``exp(-d^2)``.
+
+    Args:
+        x: ``[..., n, d]``.
+        anchors: ``[p]`` indices of rows.
+        metric: "euclidean", "cosine" or "angular".
+        kernel: Return ``exp(-d^2)``, which sees the neighbourhood of the anchor only.
+
+    Raises:
+        TypeError, ValueError: not points, anchors out of range, "inner_product" (it is no distance).
+
+    Source: Fumero et al. 2024 (arXiv 2406.14183), section 3.2.
+    """
+    _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
+    x = _checks.check_points("x", x)
+    anchors = _anchors(anchors, x.shape[-2])
+    if metric != "euclidean":
+        x = torch.nn.functional.normalize(x, dim=-1)
+    # by differences: the expansion in squares loses small distances, and the distance of an anchor to itself is 0
+    distance = torch.cdist(x, x[..., anchors, :], compute_mode="donot_use_mm_for_euclid_dist")
+    if metric == "cosine":
+        distance = distance.square() / 2
+    return (-distance.square()).exp() if kernel else distance
+
+
+def label_indicators(
+    labels: Tensor, *, classes: Tensor | None = None, dtype: torch.dtype = torch.float32, basis: Basis | None = None
+) -> Tensor:
+    """One function per class, 1 on its points and 0 elsewhere: ``[..., n, n_classes]``.
+
+    Args:
+        labels: ``[..., n]`` integers; points of a class that is not among ``classes`` get zeros.
+        classes: ``[c]`` the classes, in the order of the columns; None for all that occur, ascending.
+        dtype: Of the result.
+        basis: Smooth the indicators by projecting them on this basis.
+
+    Raises:
+        TypeError: labels that are not integers.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    classes = torch.unique(labels) if classes is None else classes
+    indicators = (labels.unsqueeze(-1) == classes.to(labels.device)).to(dtype)
+    return indicators if basis is None else basis.reconstruct(basis.project(indicators))
+
+
+def heat_diffusion(basis: Basis, anchors: Tensor, *, times: Tensor | None = None, n_times: int = 8) -> Tensor:
+    """Heat that has flown from each anchor to every point: ``sum_j exp(-t lambda_j) phi_j(i) phi_j(a)``.
+
+    Args:
+        basis: Basis, ``evecs [..., n, m]``.
+        anchors: ``[p]`` indices of rows.
+        times: ``[q]`` diffusion times; None: :func:`heat_times`.
+        n_times: How many, where no times are given.
+
+    Returns:
+        ``[..., n, p q]``, the times of one anchor side by side.
+    """
+    return heat_kernel_signature(basis, times=times, n_times=n_times, landmarks=anchors)
+
+
+def heat_times(basis: Basis, n_times: int = 8) -> Tensor:
+    """Times from the scale of the smallest to that of the largest structure of the basis: ``[..., n_times]``.
+
+    Geometric between ``4 ln 10 / lambda_max`` and ``4 ln 10 / lambda_2`` (Sun, Ovsjanikov & Guibas 2009), lambda_2 the
+    first eigenvalue that is not 0.
+    """
+    evals = basis.evals
+    largest = evals.amax(-1).clamp_min(torch.finfo(evals.dtype).eps)
+    positive = torch.where(evals > 1e-6 * largest.unsqueeze(-1), evals, torch.inf).amin(-1)
+    low, high = (4 * math.log(10) / value for value in (largest, torch.minimum(positive, largest)))
+    share = torch.linspace(0, 1, n_times, dtype=evals.dtype, device=evals.device)
+    return low.unsqueeze(-1) * (high / low).unsqueeze(-1) ** share
+
+
+def heat_kernel_signature(
+    basis: Basis, *, times: Tensor | None = None, n_times: int = 8, landmarks: Tensor | None = None
+) -> Tensor:
+    """Heat kernel signature ``sum_j exp(-t lambda_j) phi_j(i)^2``, or from landmarks ``... phi_j(i) phi_j(l)``.
+
+    Args:
+        basis: Basis, ``evecs [..., n, m]``.
+        times: ``[q]`` or ``[..., q]``; None: :func:`heat_times`.
+        n_times: How many, where no times are given.
+        landmarks: ``[p]`` indices of rows; None for the global signature.
+
+    Returns:
+        ``[..., n, q]``, with landmarks ``[..., n, p q]``.
+
+    Raises:
+        TypeError, ValueError: landmarks that are not integers, or out of range.
+
+    Source: Sun, Ovsjanikov & Guibas 2009 (SGP), equation 3.
+    """
+    times = heat_times(basis, n_times) if times is None else times
+    return _filtered(basis, (-times.unsqueeze(-1) * basis.evals.unsqueeze(-2)).exp(), landmarks)
+
+
+def wave_kernel_signature(basis: Basis, *, n_energies: int = 8, landmarks: Tensor | None = None) -> Tensor:
+    """Wave kernel signature: ``sum_j g_e(lambda_j) phi_j(i)^2`` with log-normal windows g_e of sum 1.
+
+    The windows stand between the first eigenvalue that is not 0 and the last, seven of their distances wide.
+
+    Args:
+        basis: Basis, ``evecs [..., n, m]``.
+        n_energies: Number of windows.
+        landmarks: ``[p]`` indices of rows, as in :func:`heat_kernel_signature`.
+
+    Returns:
+        ``[..., n, q]``, with landmarks ``[..., n, p q]``.
+
+    Source: Aubry, Schlickewei & Cremers 2011, equations 5 and 6.
+    """
+    evals = basis.evals
+    largest = evals.amax(-1, keepdim=True).clamp_min(torch.finfo(evals.dtype).eps)
+    logs = evals.clamp_min(1e-6 * largest).log()
+    first = torch.where(evals > 1e-6 * largest, logs, torch.inf).amin(-1, keepdim=True).clamp_max(largest.log())
+    last = logs.amax(-1, keepdim=True)
+    share = torch.linspace(0, 1, n_energies, dtype=evals.dtype, device=evals.device)
+    energies = first + (last - first) * share
+    width = (7 * (last - first) / max(n_energies, 2)).clamp_min(1e-3)
+    exponent = -(energies.unsqueeze(-1) - logs.unsqueeze(-2)).square() / (2 * width.unsqueeze(-1).square())
+    return _filtered(basis, exponent.softmax(-1), landmarks)
+
+
+def _filtered(basis: Basis, gains: Tensor, landmarks: Tensor | None) -> Tensor:
+    """``sum_j gains_qj phi_j(i)^2`` or ``phi_j(i) phi_j(l)``: ``[..., n, q]`` or ``[..., n, p q]``."""
+    phi = basis.evecs
+    if landmarks is None:
+        return phi.square() @ gains.mT
+    at = phi[..., _anchors(landmarks, basis.n), :]
+    weighted = (at.unsqueeze(-2) * gains.unsqueeze(-3)).flatten(-3, -2)
+    return phi @ weighted.mT
+
+
+def normalize(f: Tensor, basis: Basis) -> Tensor:
+    """Project on the basis and scale each function to norm 1 there: noise beyond the basis has no part in its size."""
+    smooth = basis.reconstruct(basis.project(f))
+    norms = smooth.norm(dim=-2, keepdim=True)
+    return smooth / torch.where(norms > 0, norms, 1.0)
+
+
+def farthest_points(x: Tensor, count: int, *, start: int = 0, metric: Metric = "angular") -> Tensor:
+    """Choose ``count`` landmarks, each the point farthest from those before it: indices ``[count]``.
+
+    Args:
+        x: ``[n, d]``.
+        count: At most n.
+        start: The first landmark.
+        metric: "euclidean", "cosine" or "angular".
+
+    Raises:
+        TypeError, ValueError: not points, a count out of range.
+
+    Source: Gonzalez 1985.
+    """
+    _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
+    x = _checks.check_points("x", x)
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape [n, d], got {list(x.shape)}")
+    _checks.check_range("count", count, 1, len(x), "the number of rows")
+    _checks.check_range("start", start, 0, len(x) - 1, "the last row")
+    if metric != "euclidean":
+        x = torch.nn.functional.normalize(x, dim=-1)
+    chosen = [start]
+    gap = (x - x[start]).square().sum(1)
+    for _ in range(count - 1):
+        chosen.append(int(gap.argmax()))
+        gap = torch.minimum(gap, (x - x[chosen[-1]]).square().sum(1))
+    return torch.tensor(chosen, device=x.device)
+
+
+def _anchors(anchors: Tensor, n: int) -> Tensor:
+    check_rows("anchors", anchors, n)
+    if anchors.dim() != 1 or len(anchors) == 0:
+        raise ValueError(f"anchors must have shape [p], p at least 1, got {list(anchors.shape)}")
+    return anchors
