@@ -23,6 +23,7 @@ from lfm_torch.neighbors import Neighbors, knn
 from lfm_torch.pipeline import similarity
 from lfm_torch.refine import icp, sinkhorn_map, zoomout
 from lfm_torch.representation import extract
+from lfm_torch.significance import sensitivity, significance
 from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
 from lfm_torch.transfer import fit_translator, stitch
 
@@ -53,6 +54,8 @@ __all__ = [
     "mean_reciprocal_rank",
     "paired_map",
     "pointwise_map",
+    "sensitivity",
+    "significance",
     "similarity",
     "sinkhorn_map",
     "spectral_basis",

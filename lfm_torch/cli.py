@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -29,10 +30,12 @@ from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.engines import ENGINES
 from lfm_torch.graph import WEIGHTS
-from lfm_torch.measures import DEFAULT_MEASURES, MEASURES
+from lfm_torch.measures import DEFAULT_MEASURES, MEASURES, check_measures
 from lfm_torch.ops.knn import METRICS
+from lfm_torch.pipeline import similarity
 from lfm_torch.report import terminal
 from lfm_torch.representation import POOLINGS
+from lfm_torch.significance import significance
 from lfm_torch.store import parse_size
 
 OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
@@ -152,9 +155,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--measures", nargs="+", default=list(DEFAULT_MEASURES), metavar="NAME", help=f"among {', '.join(MEASURES)}"
-    )
+    names = f"all, or among {', '.join(MEASURES)}"
+    parser.add_argument("--measures", nargs="+", default=list(DEFAULT_MEASURES), metavar="NAME", help=names)
     parser.add_argument("--n-neighbors", type=int, metavar="K", help="of each sample (15%% of them, at most 300)")
     parser.add_argument("--n-basis", type=int, default=50, metavar="M", help="eigenvectors per space (50)")
     parser.add_argument("--metric", default="angular", help=f"{', '.join(METRICS)} (angular)")
@@ -252,7 +254,7 @@ def _quietly_compare(arguments: argparse.Namespace, representations: Any, **opti
         warnings.simplefilter("ignore", LFMWarning)
         return compare(
             representations,
-            measures=arguments.measures,
+            measures=_measures(arguments),
             n_neighbors=arguments.n_neighbors,
             n_basis=arguments.n_basis,
             metric=arguments.metric,
@@ -292,20 +294,47 @@ def _similarity(arguments: argparse.Namespace) -> int:
         raise ValueError(f"x and y must be two different arrays, got {arguments.x} twice")
     if rows[0] != rows[1]:
         raise ValueError(f"{arguments.y} must have the rows of {arguments.x}, {rows[0]}, got {rows[1]}")
-    comparison = _quietly_compare(arguments, points)
-    values = {
-        name: {
-            "similarity": float(comparison.matrix(name)[0, 1]),
-            "reverse": float(comparison.matrix(name)[1, 0]),
-            "shuffled_rows": float(comparison.chance[name].mean()),
-        }
-        for name in comparison.measures
-    }
+    values = _pair_values(arguments, *points.values())
     if arguments.json:
         print(json.dumps(values, indent=2))
     elif not arguments.quiet:
         terminal.print_pair(arguments.x, arguments.y, rows[0], values)
     return OK
+
+
+def _measures(arguments: argparse.Namespace) -> list[str]:
+    """Names of the measures asked for; "all" stands for every one."""
+    measures: list[str] = list(MEASURES) if arguments.measures == ["all"] else arguments.measures
+    check_measures(measures)
+    return measures
+
+
+def _pair_values(arguments: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, dict[str, float | None]]:
+    names = ("n_neighbors", "n_basis", "metric", "weights")
+    settings: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    # halves need more samples than eigenvectors
+    n_splits = 10 if len(x) // 2 > arguments.n_basis + 1 else 0
+    measures = _measures(arguments)
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    x, y = x.to(dtype), y.to(dtype)
+    found = significance(x, y, measures=measures, n_splits=n_splits, **settings)
+    directed = [name for name in measures if not MEASURES[name].symmetric]
+    reverse = similarity(y, x, measures=directed, **settings) if directed else {}
+    values = {}
+    for name, value in found.items():
+        numbers = {
+            "similarity": value.value,
+            "reverse": float(reverse.get(name, value.value)),
+            "low": value.low,
+            "high": value.high,
+            "shuffled_rows": value.chance,
+            "shuffled_rows_std": value.chance_std,
+            "z": value.z,
+            "p": value.p,
+        }
+        # JSON has no NaN
+        values[name] = {key: number if math.isfinite(number) else None for key, number in numbers.items()}
+    return values
 
 
 def _extract(arguments: argparse.Namespace) -> int:

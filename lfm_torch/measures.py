@@ -141,7 +141,7 @@ _MAPS = (
         "commutativity error",
         "By how much the frequencies of patterns differ that are carried to one another.",
         (0, 2), 0, True, False, _GRAPH, "Ovsjanikov et al. 2012",
-        read=similarity.commutativity,
+        read=partial(similarity.commutativity, centered=True),
     ),
     MapMeasure(
         "spectral_distance",
@@ -254,7 +254,8 @@ _POINTS = (
         "Mean cosine of each sample's similarities to 300 anchors. Near 1 also for unrelated layers with positive "
         "features.",
         (-1, 1), 1, True, False, _ANGULAR, "Moschella et al. 2023, arXiv 2209.15430",
-        prepare=regression.prepare_relative, score=regression.score_relative, permute=permute_rows,
+        prepare=regression.prepare_relative, score=regression.score_relative,
+        permute=regression.permute_relative,
     ),
 )  # fmt: skip
 

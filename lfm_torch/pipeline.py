@@ -64,6 +64,17 @@ def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
     return replace(basis, evecs=torch.cat([turned, basis.evecs[..., null:]], -1))
 
 
+def check_paired(x: Tensor, y: Tensor) -> None:
+    """Raise unless ``x [..., n, d_x]`` and ``y [..., n, d_y]`` are representations of the same samples."""
+    x, y = _checks.check_points("x", x), _checks.check_points("y", y)
+    _checks.check_same_device_dtype("x", x, "y", y)
+    if x.shape[:-1] != y.shape[:-1]:
+        raise ValueError(
+            f"y must have the rows of x, shape {[*x.shape[:-1], 'd']} (row i of both from the same input), "
+            f"got {list(y.shape)}"
+        )
+
+
 def similarity(
     x: Tensor,
     y: Tensor,
@@ -102,13 +113,7 @@ def similarity(
         {'lfm': 1.0, 'overlap': 1.0, 'heat': 1.0}
     """
     check_measures(measures)
-    x, y = _checks.check_points("x", x), _checks.check_points("y", y)
-    _checks.check_same_device_dtype("x", x, "y", y)
-    if x.shape[:-1] != y.shape[:-1]:
-        raise ValueError(
-            f"y must have the rows of x, shape {[*x.shape[:-1], 'd']} (row i of both from the same input), "
-            f"got {list(y.shape)}"
-        )
+    check_paired(x, y)
     scores: dict[str, Tensor] = {}
     if any(name in MAP_MEASURES for name in measures):
         bases = [

@@ -138,11 +138,20 @@ def orthogonality(maps: Maps) -> Tensor:
     return _root(((e.on_x + e.off_x - 2 * e.carried + m) / m).clamp_min(0))
 
 
-def commutativity(maps: Maps) -> Tensor:
+def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
     """Read :func:`commutativity_error` from maps."""
     e = maps.energies()
-    present = e.carried > 0
-    return torch.where(present, _root(e.commutator / torch.where(present, e.carried, 1.0)), torch.inf)
+    carried, commutator = e.carried, e.commutator
+    if centered:
+        # what the first functions carry, taken out: a row and a column of every map
+        row, column = maps.C[:, :1].transpose(1, 2).square(), maps.C[..., :1].transpose(1, 2).square()
+        gaps = [(maps.evals_y[..., :1] - maps.evals_x).square(), (maps.evals_y - maps.evals_x[..., :1]).square()]
+        both = row[..., 0, 0]
+        carried = carried - row.sum((-2, -1)) - column.sum((-2, -1)) + both
+        sides = (row.squeeze(-2) * gaps[0]).sum(-1) + (column.squeeze(-1) * gaps[1]).sum(-1)
+        commutator = commutator - sides + both * gaps[0][..., 0]
+    present = carried > 0
+    return torch.where(present, _root(commutator / torch.where(present, carried, 1.0)), torch.inf)
 
 
 def spectral(maps: Maps) -> Tensor:
@@ -219,13 +228,18 @@ def orthogonality_error(fmap: FunctionalMap) -> Tensor:
     return _per_map(fmap, orthogonality(Maps.of(fmap)))
 
 
-def commutativity_error(fmap: FunctionalMap) -> Tensor:
+def commutativity_error(fmap: FunctionalMap, *, centered: bool = False) -> Tensor:
     """Mismatch of the eigenvalues that the map connects, ``|Lambda_y C - C Lambda_x|_F / |C|_F``: ``[...]`` in [0, 2].
 
     The root of the mean squared difference between the eigenvalues of functions carried to one another; 0 where the map
     commutes with the Laplacians, infinite for a map that is zero.
+
+    Args:
+        fmap: A functional map.
+        centered: Leave out the first functions, which unrelated spaces share and which would hide how little else is
+            carried.
     """
-    return _per_map(fmap, commutativity(Maps.of(fmap)))
+    return _per_map(fmap, commutativity(Maps.of(fmap), centered=centered))
 
 
 def spectral_distance(fmap: FunctionalMap) -> Tensor:

@@ -18,6 +18,7 @@ from lfm_torch.comparison import Failure
 from lfm_torch.engines import Engine
 from lfm_torch.fingerprints import digest, library_digest
 from lfm_torch.jobs import Chance, Group, Job, Reduced, Tiles, groups_of, in_order, tile_of
+from lfm_torch.measures import MEASURES
 from lfm_torch.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -209,6 +210,9 @@ def chance_levels(
                     rows.append((names[i], measure, np.array(numbers).tobytes()))
             if store is not None:
                 store.put_values(rows)
+    for name in settings.measures:
+        if not MEASURES[name].paired:  # the order of rows is nothing to it: there is no chance level
+            values[name].fill_(math.nan)
     return {name: v.mean(1) for name, v in values.items()}, {name: float(v.std()) for name, v in values.items()}
 
 

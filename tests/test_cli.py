@@ -218,6 +218,9 @@ def test_similarity_of_two_files(place: Path, capsys: pytest.CaptureFixture[str]
     assert values["heat"]["similarity"] == pytest.approx(1, abs=1e-3)
     assert values["linear_cka"]["similarity"] == pytest.approx(1, abs=1e-3)
     assert values["heat"]["shuffled_rows"] < 0.8
+    assert values["heat"]["low"] <= values["heat"]["similarity"] <= values["heat"]["high"]
+    assert values["heat"]["z"] > 3
+    assert values["linear_cka"]["p"] == pytest.approx(1 / 101)
     assert main(arguments) == 0
     assert "heat overlap" in capsys.readouterr().out
     assert main([*arguments, "--quiet"]) == 0

@@ -72,9 +72,9 @@ def test_the_page_is_self_contained_and_escapes_every_name(comparison: Compariso
 def test_values_can_be_read_from_the_page(comparison: Comparison) -> None:
     page = Page(render(comparison))
     value = float(comparison.between_layers("lfm")[0, 1])
-    assert f"{EVIL} → $x_1$: {value:.4f}" in page.titles
+    assert any(title.startswith(f"{EVIL} → $x_1$: {value:.4f}, ") for title in page.titles)
     value = float(comparison.between_checkpoints("heat")[0, 4])
-    assert f"seed0/epoch=0 → seed1/epoch=1: {value:.4f}" in page.titles
+    assert any(title.startswith(f"seed0/epoch=0 → seed1/epoch=1: {value:.4f}, ") for title in page.titles)
     step = comparison.trajectories("overlap")[1].values[1, 0]
     assert f"seed1, {EVIL}, 1: {float(step):.4f}" in page.text
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch.baselines.points import Points, State, compared, normalized
+from lfm_torch.baselines.points import Points, State, compared, normalized, permute_rows
 
 _ANCHORS = 300
 
@@ -67,11 +67,24 @@ def relative_representation(x: Tensor, anchors: Tensor) -> Tensor:
 
 
 def prepare_relative(points: Points, *, anchors: Tensor | None = None) -> State:
-    """Relative representation with rows of norm 1."""
+    """Relative representation of the samples that are no anchors, rows of norm 1: ``[..., n - p, p]``."""
+    if points.n < 2:
+        raise ValueError(f"x must have at least 2 rows, one of them an anchor, got {points.n}")
     if anchors is None:
-        anchors = torch.linspace(0, points.n - 1, min(points.n, _ANCHORS), device=points.x.device).round().long()
+        count = min(points.n // 2, _ANCHORS)
+        anchors = torch.linspace(0, points.n - 1, count, device=points.x.device).round().long()
     relative = relative_representation(points.x.double(), anchors)
+    # an anchor is similar to itself in every representation: it says nothing
+    others = torch.ones(points.n, dtype=torch.bool, device=points.x.device).index_fill_(0, anchors, False)
+    if not bool(others.any()):
+        raise ValueError(f"anchors must leave rows to compare, got all {points.n}")
+    relative = relative[..., others, :]
     return (relative / relative.norm(dim=-1, keepdim=True),)
+
+
+def permute_relative(state: State, order: Tensor) -> State:
+    """State with the samples that are no anchors in another order; the anchors keep their partners."""
+    return permute_rows(state, order[..., : state[0].shape[-2]].argsort(-1))
 
 
 def score_relative(a: State, b: State) -> Tensor:
@@ -80,7 +93,7 @@ def score_relative(a: State, b: State) -> Tensor:
 
 
 def relative_similarity(x: Tensor, y: Tensor, *, anchors: Tensor | None = None) -> Tensor:
-    """Mean cosine between the relative representations of the same samples: ``[...]`` in [-1, 1].
+    """Mean cosine between the relative representations of the samples that are no anchors: ``[...]`` in [-1, 1].
 
     Features that are all positive have cosines that are all positive, so unrelated layers come close to 1: read it
     against its chance level. Invariant to rotations and isotropic scaling.
@@ -88,7 +101,7 @@ def relative_similarity(x: Tensor, y: Tensor, *, anchors: Tensor | None = None) 
     Args:
         x: ``[..., n, d_x]``.
         y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
-        anchors: Row numbers ``[p]`` of the anchors; None spreads at most 300 evenly over the rows.
+        anchors: Row numbers ``[p]`` of the anchors; None spreads 300, or half of the rows, evenly over them.
 
     Raises:
         TypeError: not floating-point tensors.

@@ -172,8 +172,9 @@ def _trajectory(ax: Axes, comparison: Comparison, measure: str) -> None:
                 label=layer if r == 0 else None,
             )
     chance = scale_of(comparison, measure).chance
-    ax.axhline(chance, color="0.55", linewidth=0.8, linestyle=(0, (1, 2)))
-    ax.text(ax.get_xlim()[1], chance, "shuffled ", ha="right", va="bottom", color="0.4", fontsize=7)
+    if not math.isnan(chance):
+        ax.axhline(chance, color="0.55", linewidth=0.8, linestyle=(0, (1, 2)))
+        ax.text(ax.get_xlim()[1], chance, "shuffled ", ha="right", va="bottom", color="0.4", fontsize=7)
     shown = labelled_steps(positions, (max(positions.values()) - min(positions.values())) / 10)
     ax.set_xticks([positions[step] for step in shown], [str(step) for step in shown])
     if not (measure in MEASURES and MEASURES[measure].is_distance):

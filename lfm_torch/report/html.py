@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from lfm_torch.measures import MEASURES
-from lfm_torch.report.scales import Scale, chance_of, labelled_steps, line_colors, name_of, scale_of, step_positions
+from lfm_torch.report.scales import (
+    Scale,
+    chance_of,
+    labelled_steps,
+    line_colors,
+    name_of,
+    scale_of,
+    shown_chance,
+    step_positions,
+)
 
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison, Trajectory
@@ -62,7 +71,7 @@ def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
     return {
         "name": name_of(measure),
         "reading": MEASURES[measure].reading if measure in MEASURES else "",
-        "chance": chance_of(comparison, measure),
+        "chance": shown_chance(comparison, measure),
         "matching": matching,
         "legend": _legend(scale),
         "layers": _heat_map(comparison.between_layers(measure), comparison.layers, scale) if several else None,
@@ -84,7 +93,9 @@ def _heat_map(matrix: Tensor, names: Sequence[str], scale: Scale) -> dict[str, A
                 continue
             text = f"{value:.2f}".removeprefix("0") if len(names) <= _MAX_NUMBERED else ""
             style = f"background:{scale.color(value)};color:{scale.ink(value)}"
-            cells.append({"text": text, "title": f"{name} → {other}: {value:.4f}", "style": style})
+            z = scale.z_score(value)
+            beyond = "" if math.isnan(z) else f", {z:.0f} standard deviations from shuffled rows"
+            cells.append({"text": text, "title": f"{name} → {other}: {value:.4f}{beyond}", "style": style})
         rows.append((name, cells))
     return {"picture": "", "names": list(names), "rows": rows}
 
@@ -120,7 +131,7 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
     chance = chance_of(comparison, measure)
     closest = MEASURES[measure].closest if measure in MEASURES else 1.0
     drawn = torch.cat([trajectory.values.flatten() for trajectory in trajectories])
-    values: list[float] = [chance, closest, *drawn[drawn.isfinite()].tolist()]
+    values: list[float] = [closest if math.isnan(chance) else chance, closest, *drawn[drawn.isfinite()].tolist()]
     span = max(values) - min(values)
     every = 0.1 if span <= 0.5 else 0.2 if span <= 1.2 else 0.5
     # an axis has a length even where every value is the same (a single eigenvector, say)
@@ -144,7 +155,7 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
         "right": _WIDTH - _RIGHT,
         "bottom": _HEIGHT - _BOTTOM,
         "lines": lines,
-        "chance": y_of(chance),
+        "chance": None if math.isnan(chance) else y_of(chance),
         "x_ticks": [(x_of[step], step) for step in labelled_steps(x_of, _LABEL_GAP)],
         "y_ticks": [(y_of(value), f"{value:.1f}") for value in ticks],
         "layers": [

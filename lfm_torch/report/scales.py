@@ -29,6 +29,12 @@ class Scale:
     chance: float
     high: float = 1.0
     distance: bool = False
+    chance_std: float = math.nan
+
+    def z_score(self, value: float) -> float:
+        """By how many standard deviations of shuffled rows a value is closer than chance, NaN where unknown."""
+        closer = self.chance - value if self.distance else value - self.chance
+        return closer / self.chance_std if self.chance_std > 0 else math.nan
 
     def place(self, value: float) -> float:
         """Position of a value in the range, clipped to [0, 1]."""
@@ -58,18 +64,26 @@ def scale_of(comparison: Comparison, measure: str) -> Scale:
     For a distance from 0 to the largest value.
     """
     values = comparison.matrix(measure)
-    chance = chance_of(comparison, measure)
+    chance, std = chance_of(comparison, measure), comparison.chance_std.get(measure, math.nan)
     if measure in MEASURES and MEASURES[measure].is_distance:
         high = math.ceil(float(values.max()) * 20) / 20
-        return Scale(0.0, chance, max(high, 0.05) if math.isfinite(high) else 1.0, distance=True)
+        return Scale(0.0, chance, max(high, 0.05) if math.isfinite(high) else 1.0, distance=True, chance_std=std)
     low = math.floor(float(values.min()) * 20) / 20
     low = min(low, 0.95) if low >= 0.15 else max(min(low, 0.0), -1.0) if low < -0.1 else 0.0
-    return Scale(low, chance)
+    return Scale(low, chance, chance_std=std)
 
 
 def chance_of(comparison: Comparison, measure: str) -> float:
-    """Mean over items of the measure with shuffled rows."""
+    """Mean over items of the measure with shuffled rows; NaN where the measure does not depend on the pairing."""
     return float(comparison.chance[measure].mean())
+
+
+def shown_chance(comparison: Comparison, measure: str) -> str:
+    """Return the chance level with its spread, as text."""
+    chance, std = chance_of(comparison, measure), comparison.chance_std.get(measure, math.nan)
+    if math.isnan(chance):
+        return "-"
+    return f"{chance:.3f}" if math.isnan(std) else f"{chance:.3f} ± {std:.3f}"
 
 
 def name_of(measure: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lfm_torch.report.scales import chance_of, name_of
+from lfm_torch.report.scales import chance_of, name_of, shown_chance
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -123,7 +123,7 @@ def _measures_table(comparison: Comparison) -> Table:
         table.add_column("mean over pairs", justify="right")
     table.add_column("shuffled rows", justify="right")
     for name, matching in matchings.items():
-        chance = f"{chance_of(comparison, name):.3f}"
+        chance = shown_chance(comparison, name)
         if matching is None:
             matrix = comparison.matrix(name)
             apart = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
@@ -162,7 +162,8 @@ def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, An
         matching = comparison.layer_matching(name)
         measures[name] = {
             "layer_matching": None if matching is None else vars(matching),
-            "shuffled_rows": chance_of(comparison, name),
+            "shuffled_rows": _or_none(chance_of(comparison, name)),
+            "shuffled_rows_std": _or_none(comparison.chance_std.get(name, math.nan)),
             "between_layers": _plain(comparison.between_layers(name)),
             "trajectories": [
                 {"run": t.run, "steps": list(t.steps), "values": _plain(t.values)}
@@ -179,19 +180,36 @@ def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, An
     }
 
 
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def _plain(matrix: torch.Tensor) -> list[list[float | None]]:
     # JSON has no NaN
     return [[None if math.isnan(value) else round(value, 6) for value in row] for row in matrix.tolist()]
 
 
-def print_pair(x: str, y: str, n: int, values: dict[str, dict[str, float]]) -> None:
-    """Print the similarity of two arrays, in both directions, beside what shuffled rows give."""
+def print_pair(x: str, y: str, n: int, values: dict[str, dict[str, float | None]]) -> None:
+    """Print the similarity of two arrays, in both directions, with its interval and what shuffled rows give."""
     from rich.console import Console
 
     table = _table(f"{x} (x) and {y} (y), {n} samples")
-    for column in ("measure", "x to y", "y to x", "shuffled rows"):
+    for column in ("measure", "x to y", "y to x", "95% interval", "shuffled rows", "z", "p"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     for name, value in values.items():
-        numbers = (value[key] for key in ("similarity", "reverse", "shuffled_rows"))
-        table.add_row(name_of(name), *(f"{number:.4f}" for number in numbers))
+        keys = ("low", "high", "shuffled_rows", "shuffled_rows_std")
+        low, high, chance, std = (_number(value[key], 3) for key in keys)
+        table.add_row(
+            name_of(name),
+            _number(value["similarity"], 4),
+            _number(value["reverse"], 4),
+            "-" if value["low"] is None else f"{low} to {high}",
+            "-" if value["shuffled_rows"] is None else f"{chance} ± {std}",
+            _number(value["z"], 1),
+            _number(value["p"], 2),
+        )
     Console(markup=False, highlight=False).print(table)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

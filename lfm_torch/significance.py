@@ -1,0 +1,311 @@
+"""How much to trust a similarity: its chance level, its standard error, and what it owes to the settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch.baselines.points import Points
+from lfm_torch.functional_map import paired_map
+from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, MEASURES, POINT_MEASURES, Measure, check_measures
+from lfm_torch.neighbors import default_n_neighbors
+from lfm_torch.pairs import shuffled_maps, shuffled_scores
+from lfm_torch.pipeline import check_paired, representation_basis, similarity
+from lfm_torch.similarity import Maps
+
+# halves of so many entries of n x n arrays are taken at once
+_HALVES_ENTRIES = 2**25
+
+
+@dataclass(frozen=True)
+class Significance:
+    """What one value of a measure is worth.
+
+    Attributes:
+        value: The measure of the two representations.
+        chance: Its mean with shuffled rows, NaN where it does not depend on which row belongs to which.
+        chance_std: Its standard deviation with shuffled rows.
+        z: By how many of those it is closer than chance.
+        p: Probability of a value as close by chance, ``(1 + #{null as close}) / (1 + permutations)``.
+        stderr: Standard error over samples.
+        low: Lower end of the interval at ``level``, inside the range of the measure.
+        high: Upper end.
+        half: Mean over halves of the samples: far from ``value`` where the measure depends on their number.
+        level: Coverage of the interval.
+        n_permutations: Shuffles behind ``chance``.
+        n_splits: Halves behind ``stderr``.
+    """
+
+    value: float
+    chance: float
+    chance_std: float
+    z: float
+    p: float
+    stderr: float
+    low: float
+    high: float
+    half: float
+    level: float
+    n_permutations: int
+    n_splits: int
+
+    def __str__(self) -> str:
+        chance = f"chance {self.chance:.3f} ± {self.chance_std:.3f}, z = {self.z:.1f}, p = {self.p:.2g}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({chance})"
+
+
+def significance(
+    x: Tensor,
+    y: Tensor,
+    *,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    n_permutations: int = 100,
+    n_splits: int = 10,
+    level: float = 0.95,
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> dict[str, Significance]:
+    """Compare two representations, with the chance level and the standard error of every measure.
+
+    Chance is a permutation test: the rows of y are shuffled, so both spaces keep their geometry and only the
+    correspondence goes. Graphs and bases do not change with the order of rows, so all permutations cost one product.
+    The standard error is the delete-half jackknife: the standard deviation of the measure over random halves of the
+    samples, with half as many neighbours.
+
+    Args:
+        x: ``[n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input.
+        y: ``[n, d_y]``.
+        measures: Names of measures.
+        n_permutations: Shuffles, at least 2; the smallest p-value is ``1 / (n_permutations + 1)``.
+        n_splits: Random halves, at least 2; 0 leaves the standard error and the interval NaN.
+        level: Coverage of the interval.
+        generator: Source of shuffles and halves, on the CPU; None for a fixed seed.
+        settings: ``n_neighbors``, ``n_basis``, ``metric`` and ``weights`` of :func:`similarity`.
+
+    Returns:
+        A :class:`Significance` per measure.
+
+    Raises:
+        TypeError: not floating-point tensors, or different dtypes.
+        ValueError: what :func:`similarity` refuses, batch dimensions, numbers out of range, or halves of no more than
+            ``n_basis`` samples.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+        >>> found = lfm.significance(x, x.tanh(), n_basis=10, n_permutations=20)
+        >>> found["heat"].z > 10, found["heat"].chance < found["heat"].low <= found["heat"].value
+        (True, True)
+
+    Source: Phipson & Smyth 2010 for the p-value; Shao & Wu 1989 for the delete-half jackknife.
+    """
+    check_measures(measures)
+    _check_pair(x, y)
+    _checks.check_range("n_permutations", n_permutations, 2, 2**31 - 1, "shuffles")
+    if n_splits != 0:
+        _checks.check_range("n_splits", n_splits, 2, 2**31 - 1, "halves, or 0 for none")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    generator = generator or torch.Generator().manual_seed(0)
+    values, nulls = _with_null(x, y, measures, n_permutations, generator, settings)
+    halves = _over_halves(x, y, measures, n_splits, generator, settings)
+    reach = NormalDist().inv_cdf((1 + level) / 2)
+    return {
+        name: _significance(MEASURES[name], values[name], nulls.get(name), halves[name], reach, level)
+        for name in measures
+    }
+
+
+def _check_pair(x: Tensor, y: Tensor) -> None:
+    check_paired(x, y)
+    if x.dim() != 2:
+        raise ValueError(f"x must be one representation, shape [n, d], got {list(x.shape)}")
+
+
+def _with_null(
+    x: Tensor,
+    y: Tensor,
+    measures: Sequence[str],
+    n_permutations: int,
+    generator: torch.Generator,
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Values of the measures, and ``[P]`` values with shuffled rows of those that depend on the pairing."""
+    values: dict[str, float] = {}
+    nulls: dict[str, Tensor] = {}
+    orders = torch.stack([torch.randperm(len(x), generator=generator) for _ in range(n_permutations)]).to(x.device)
+    with torch.no_grad():
+        if any(name in MAP_MEASURES for name in measures):
+            bases = [representation_basis(points, **settings) for points in (x, y)]
+            evecs, evals = zip(*((basis.evecs.mT.contiguous(), basis.evals) for basis in bases), strict=True)
+            maps = Maps.of(paired_map(*bases))
+            shuffled = shuffled_maps(evecs[0], evals[0], evecs[1], evals[1], orders)
+        parts = Points(x), Points(y)
+        for name in measures:
+            if name in MAP_MEASURES:
+                read = MAP_MEASURES[name].read
+                values[name] = float(read(maps))
+                null = read(shuffled).flatten()
+            else:
+                measure = POINT_MEASURES[name]
+                a, b = (measure.prepare(part) for part in parts)
+                values[name] = float(measure.score(a, b))
+                null = shuffled_scores(measure, a, b, orders)
+            if MEASURES[name].paired:
+                nulls[name] = null.double().cpu()
+    return values, nulls
+
+
+def _over_halves(
+    x: Tensor,
+    y: Tensor,
+    measures: Sequence[str],
+    n_splits: int,
+    generator: torch.Generator,
+    settings: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Values ``[n_splits]`` on random halves of the samples, with half as many neighbours."""
+    if n_splits == 0:
+        return {name: torch.empty(0) for name in measures}
+    size = len(x) // 2
+    k = settings.get("n_neighbors")
+    n_neighbors = max(1, (default_n_neighbors(len(x)) if k is None else k) // 2)
+    rows = torch.stack([torch.randperm(len(x), generator=generator)[:size] for _ in range(n_splits)]).to(x.device)
+    found: dict[str, list[Tensor]] = {name: [] for name in measures}
+    with torch.no_grad():
+        for part in torch.split(rows, max(1, _HALVES_ENTRIES // size**2)):
+            scores = similarity(x[part], y[part], measures=measures, **{**settings, "n_neighbors": n_neighbors})
+            for name, values in scores.items():
+                found[name].append(values.double().cpu())
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def _significance(
+    measure: Measure, value: float, null: Tensor | None, halves: Tensor, reach: float, level: float
+) -> Significance:
+    nan = math.nan
+    chance = chance_std = z = p = stderr = low = high = half = nan
+    n_permutations = 0
+    if null is not None:
+        sign = -1 if measure.is_distance else 1
+        n_permutations = len(null)
+        chance, chance_std = float(null.mean()), float(null.std())
+        z = sign * (value - chance) / chance_std if chance_std > 0 else nan
+        p = (1 + int((sign * null >= sign * value).sum())) / (1 + n_permutations)
+    if len(halves):
+        stderr, half = float(halves.std()), float(halves.mean())
+        low, high = max(measure.range[0], value - reach * stderr), min(measure.range[1], value + reach * stderr)
+    return Significance(value, chance, chance_std, z, p, stderr, low, high, half, level, n_permutations, len(halves))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Values of measures as one setting at a time is changed: see :func:`sensitivity`.
+
+    Attributes:
+        base: The settings that stay where another one is changed.
+        values: ``{setting: {its value: {measure: value}}}`` with the settings "n_samples", "n_neighbors", "n_basis".
+    """
+
+    base: Mapping[str, int]
+    values: Mapping[str, Mapping[int, Mapping[str, float]]]
+
+    def spread(self, measure: str) -> dict[str, float]:
+        """Return the largest difference between two values of the measure, per setting."""
+        found = {}
+        for setting, rows in self.values.items():
+            column = [row[measure] for row in rows.values()]
+            found[setting] = max(column) - min(column)
+        return found
+
+
+def sensitivity(
+    x: Tensor,
+    y: Tensor,
+    *,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+    n_samples: Sequence[int] | None = None,
+    n_neighbors: Sequence[int] | None = None,
+    n_basis: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> Sensitivity:
+    """Compare two representations under other numbers of samples, neighbours and eigenvectors.
+
+    A score that moves much with a setting is not a property of the two representations. Numbers of samples take random
+    subsets with neighbours in proportion; numbers of eigenvectors share one basis.
+
+    Args:
+        x: ``[n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input.
+        y: ``[n, d_y]``.
+        measures: Names of measures.
+        n_samples: Sizes of subsets; None for a quarter, a half, and all.
+        n_neighbors: None for a third, two thirds, all of the default (15% of the samples, at most 300), and its double
+            where there are that many.
+        n_basis: None for 30, 50, 70 and 100, as far as they are fewer than half of the samples.
+        generator: Source of subsets, on the CPU; None for a fixed seed.
+        settings: ``metric`` and ``weights`` of :func:`similarity`.
+
+    Returns:
+        Sensitivity.
+
+    Raises:
+        TypeError: not floating-point tensors, or different dtypes.
+        ValueError: what :func:`similarity` refuses, batch dimensions, or a setting that the samples do not allow.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+        >>> found = lfm.sensitivity(x, x.tanh(), n_samples=[100, 200], n_neighbors=[15, 30], n_basis=[5, 10])
+        >>> {setting: list(rows) for setting, rows in found.values.items()}
+        {'n_samples': [100, 200], 'n_neighbors': [15, 30], 'n_basis': [5, 10]}
+    """
+    check_measures(measures)
+    _check_pair(x, y)
+    n = len(x)
+    k = default_n_neighbors(n)
+    m = min(50, max(2, n // 4))
+    subsets = list(n_samples or sorted({max(4, n // 4), max(4, n // 2), n}))
+    counts = list(n_neighbors or sorted({max(1, k // 3), max(1, 2 * k // 3), k, min(2 * k, n - 1)}))
+    sizes = list(n_basis or sorted({size for size in (30, m, 70, 100) if size <= max(m, n // 2)}))
+    for size in subsets:
+        _checks.check_range("n_samples", size, 4, n, f"there are {n} samples")
+    base = {"n_samples": n, "n_neighbors": k, "n_basis": m}
+    generator = generator or torch.Generator().manual_seed(0)
+    values: dict[str, dict[int, dict[str, float]]] = {"n_samples": {}, "n_neighbors": {}, "n_basis": {}}
+    with torch.no_grad():
+        for size in subsets:
+            rows = torch.randperm(n, generator=generator)[:size].sort().values.to(x.device)
+            fewer = {**settings, "n_neighbors": max(1, round(k * size / n)), "n_basis": min(m, max(2, size // 4))}
+            values["n_samples"][size] = _floats(similarity(x[rows], y[rows], measures=measures, **fewer))
+        for count in counts:
+            changed = {**settings, "n_neighbors": count, "n_basis": m}
+            values["n_neighbors"][count] = _floats(similarity(x, y, measures=measures, **changed))
+        values["n_basis"] = dict(_over_sizes(x, y, measures, sizes, {**settings, "n_neighbors": k}))
+    return Sensitivity(base, values)
+
+
+def _over_sizes(
+    x: Tensor, y: Tensor, measures: Sequence[str], sizes: Sequence[int], settings: Mapping[str, Any]
+) -> Iterator[tuple[int, dict[str, float]]]:
+    maps = [name for name in measures if name in MAP_MEASURES]
+    points = [name for name in measures if name in POINT_MEASURES]
+    fixed = _floats(similarity(x, y, measures=points)) if points else {}
+    bases = [representation_basis(side, n_basis=max(sizes), **settings) for side in (x, y)] if maps else []
+    for size in sizes:
+        read = {}
+        if maps:
+            fmap = Maps.of(paired_map(*(basis.truncate(size) for basis in bases)))
+            read = {name: float(MAP_MEASURES[name].read(fmap)) for name in maps}
+        yield size, {name: (read | fixed)[name] for name in measures}
+
+
+def _floats(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in scores.items()}
