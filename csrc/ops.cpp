@@ -2,6 +2,7 @@
 // the operators exist with and without this library; the CUDA library attaches its kernels the same way.
 #include <torch/csrc/stable/library.h>
 
+#include "geodesic/geodesic.h"
 #include "graph/graph.h"
 #include "knn/knn.h"
 #include "laplacian/laplacian.h"
@@ -12,6 +13,7 @@ STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CPU, m) {
   m.impl("symmetrize_edges", TORCH_BOX(&lfm::symmetrize_edges_cpu));
   m.impl("symmetrize_edges_backward", TORCH_BOX(&lfm::symmetrize_edges_backward_cpu));
   m.impl("connected_components", TORCH_BOX(&lfm::connected_components_cpu));
+  m.impl("geodesics", TORCH_BOX(&lfm::geodesics_cpu));
   m.impl("laplacian_product", TORCH_BOX(&lfm::laplacian_product_cpu));
   m.impl("edge_products", TORCH_BOX(&lfm::edge_products_cpu));
   m.impl("map_energies", TORCH_BOX(&lfm::map_energies_cpu));

@@ -11,9 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks
+from lfm_torch import _checks, ops
 from lfm_torch.basis import Basis
 from lfm_torch.correspondence import check_rows
+from lfm_torch.graph import build_graph
 from lfm_torch.neighbors import Metric
 
 
@@ -41,6 +42,43 @@ def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", 
     if metric == "cosine":
         distance = distance.square() / 2
     return (-distance.square()).exp() if kernel else distance
+
+
+def geodesic_distances(
+    x: Tensor, anchors: Tensor, *, n_neighbors: int | None = None, metric: Metric = "angular"
+) -> Tensor:
+    """Lengths of the shortest paths to the anchors along the edges of the neighbour graph, ``[..., n, p]``.
+
+    An edge is as long as the distance of its ends. Points in another component than the anchor get twice the largest
+    distance that occurs, so that descriptors stay finite. Without gradient.
+
+    Args:
+        x: ``[..., n, d]``.
+        anchors: ``[p]`` indices of rows.
+        n_neighbors: Neighbours per point; None as in :func:`build_graph`.
+        metric: "euclidean", "cosine" or "angular".
+
+    Raises:
+        TypeError, ValueError: not points, anchors out of range, what :func:`build_graph` refuses.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> line = torch.tensor([[0.0], [1.0], [3.0], [6.0]])
+        >>> options = {"n_neighbors": 2, "metric": "euclidean"}
+        >>> lfm.descriptors.geodesic_distances(line, torch.tensor([0]), **options).flatten().tolist()
+        [0.0, 1.0, 3.0, 6.0]
+    """
+    _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
+    x = _checks.check_points("x", x)
+    anchors = _anchors(anchors, x.shape[-2])
+    with torch.no_grad():
+        graph = build_graph(x, n_neighbors=n_neighbors, metric=metric, weights="distance", symmetrize="union")
+        batch = graph.batch_shape
+        sources = anchors.expand(max(1, math.prod(batch)), -1)
+        distances = ops.geodesics(graph.rowptr, graph.col, graph.weight, sources).view(*batch, x.shape[-2], -1)
+        reached = distances.isfinite()
+        largest = torch.where(reached, distances, 0.0).amax((-2, -1), keepdim=True)
+        return torch.where(reached, distances, 2 * largest)
 
 
 def label_indicators(

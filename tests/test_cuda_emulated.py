@@ -73,7 +73,7 @@ def knn(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> str:
-    load(tmp_path_factory.mktemp("others"), "lfm_emulated", ("graph_cuda", "laplacian_cuda"), {})
+    load(tmp_path_factory.mktemp("others"), "lfm_emulated", ("geodesic_cuda", "graph_cuda", "laplacian_cuda"), {})
     return "lfm_emulated"
 
 
@@ -178,3 +178,12 @@ def test_graph(others: str, order: None, mode: str, monkeypatch: pytest.MonkeyPa
     for b, n, k in ((1, 2, 1), (3, 17, 16), (2, 120, 3), (2, 5, 0)):
         for dtype in (torch.float32, torch.float64):
             cuda.check_graph(generator, dtype, mode, b, n, k)
+
+
+@pytest.mark.parametrize("order", ORDERS, indirect=True)
+def test_geodesics(others: str, order: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    redirect(monkeypatch, others)
+    generator = torch.Generator().manual_seed(0)
+    for b, n, k, p in ((1, 2, 1, 1), (2, 40, 2, 3), (1, 60, 3, 15), (2, 30, 9, 37)):
+        for dtype in (torch.float32, torch.float64):
+            cuda.check_geodesics(generator, dtype, b, n, k, p)

@@ -413,3 +413,18 @@ def test_empty_inputs() -> None:
     assert call("laplacian_product", *args)[0].shape == (0, 4)
     assert call("edge_products", start, none.int(), none, none, block, block)[0].shape == (0,)
     assert call("connected_components", start, none.int())[0].shape == (0,)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("b", "n", "k", "p"), [(1, 2, 1, 1), (3, 70, 2, 5), (1, 900, 3, 40), (2, 300, 90, 17)])
+def test_geodesics(fresh: torch.Generator, dtype: torch.dtype, b: int, n: int, k: int, p: int) -> None:
+    check_geodesics(fresh, dtype, b, n, k, p)
+
+
+def check_geodesics(fresh: torch.Generator, dtype: torch.dtype, b: int, n: int, k: int, p: int) -> None:
+    """Bit for bit: the smallest rounded path sum is one number. Few neighbours leave parts that are not reached."""
+    lengths = torch.rand(b, n, k, generator=fresh, dtype=torch.float64).to(dtype)
+    rowptr, col, length = twin("symmetrize_edges", neighbor_lists(fresh, b, n, k), lengths, "union")
+    args = (rowptr, col, length, torch.randint(0, n, (b, p), generator=fresh))
+    assert torch.equal(call("geodesics", *args)[0], twin("geodesics", *args)[0])

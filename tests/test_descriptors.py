@@ -35,6 +35,23 @@ def test_anchor_distances_are_the_metrics(cloud: Tensor) -> None:
         torch.testing.assert_close(kernel, (-(distance**2)).exp())
 
 
+def test_geodesics_are_scipys_shortest_paths(cloud: Tensor) -> None:
+    from scipy.sparse.csgraph import dijkstra
+
+    x = torch.stack([cloud, torch.cat([cloud[:30], cloud[30:] + 100])])
+    anchors = torch.tensor([3, 50])
+    got = ds.geodesic_distances(x, anchors, n_neighbors=5, metric="euclidean")
+    for i in range(2):
+        graph = lfm.build_graph(x[i], n_neighbors=5, metric="euclidean", weights="distance", symmetrize="union")
+        wanted = dijkstra(graph.to_scipy(), directed=False, indices=anchors.numpy()).T
+        finite = np.isfinite(wanted)
+        np.testing.assert_allclose(got[i].numpy()[finite], wanted[finite], rtol=1e-12)
+        np.testing.assert_allclose(got[i].numpy()[~finite], 2 * wanted[finite].max())
+    assert not finite.all()
+    straight = ds.anchor_distances(cloud, anchors, metric="euclidean")
+    assert bool((got[0] >= straight - 1e-9).all())
+
+
 def test_signatures_as_defined(basis: lfm.Basis) -> None:
     phi, evals = basis.evecs.numpy(), basis.evals.numpy()
     times = np.array([0.5, 3.0])

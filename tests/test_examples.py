@@ -33,6 +33,17 @@ def test_cifar10_layers(real_data: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "similarity.csv", "cifar10_layers.json"}
 
 
+@pytest.mark.slow
+def test_word_retrieval(real_data: Path, tmp_path: Path) -> None:
+    data = ["--data", str(real_data / "word_embeddings.npz")]
+    options = ["--seeds", "1", "--anchors", "0", "5", "--no-controls", "--out", str(tmp_path)]
+    table = load("word_retrieval").main([*data, *options])["table"]
+    assert [row["found"] for row in table] == [1, 1]
+    assert min(row["share of ceiling"] for row in table) > 0.99
+    assert table[1]["LFM + orthogonal"] > 10 * max(table[1][name] for name in ("anchors, orthogonal", "relative"))
+    assert {path.name for path in tmp_path.iterdir()} == {"word_retrieval.png", "word_retrieval.json"}
+
+
 def test_an_example_without_its_data_says_what_it_wants(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="name a folder with --data"):
         load("cifar10_layers").main(["--data", str(tmp_path)])

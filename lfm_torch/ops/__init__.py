@@ -1,6 +1,7 @@
 """The operators: one file each, with schema, reference twin, fake kernel, gradient and sample inputs."""
 
 from lfm_torch.ops._registry import OPERATORS, Operator, has_native_kernel
+from lfm_torch.ops.geodesic import geodesics
 from lfm_torch.ops.graph import connected_components, symmetrize_edges
 from lfm_torch.ops.knn import nearest_neighbors
 from lfm_torch.ops.laplacian import edge_products, laplacian_product
@@ -11,6 +12,7 @@ __all__ = [
     "Operator",
     "connected_components",
     "edge_products",
+    "geodesics",
     "has_native_kernel",
     "laplacian_product",
     "map_energies",
