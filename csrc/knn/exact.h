@@ -161,24 +161,21 @@ class KeptBlock {
   void write(const Problem<T>& p, const int32_t* row_points, const Points& columns, int64_t block) {
     std::vector<int64_t> next(length_.size() + 1, 0);
     std::partial_sum(length_.begin(), length_.end(), next.begin() + 1);
-    std::vector<Ranked<T>> all(entries_.size()), row_items, scratch;
+    std::vector<Ranked<T>> all(entries_.size()), scratch;
     const auto blocks = static_cast<int64_t>(start_.size()) - 1;
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t e = start_[b]; e < start_[b + 1]; ++e)
-        all[next[entries_[e].row]++] = {values_[e], columns.point[b * block + entries_[e].column]};
+        all[next[entries_[e].row]++] = Ranked<T>::make(values_[e], columns.point[b * block + entries_[e].column]);
     const T sign = p.metric == Metric::inner_product ? T(-1) : T(1);
-    int64_t end = 0;
-    for (size_t row = 0; row < length_.size(); ++row) {
-      const int64_t begin = end;
-      end += length_[row];
-      if (begin == end) continue;
-      row_items.assign(all.begin() + begin, all.begin() + end);
-      sort_ranked(row_items, scratch);
+    Ranked<T>* items = all.data();
+    for (size_t row = 0; row < length_.size(); items += length_[row++]) {
+      if (length_[row] == 0) continue;
+      sort_ranked(items, length_[row], scratch);
       int64_t* indices = p.indices + row_points[row] * p.k;
       T* distances = p.distances + row_points[row] * p.k;
       for (int64_t c = 0; c < p.k; ++c) {
-        indices[c] = row_items[c].index;
-        distances[c] = sign * row_items[c].value;
+        indices[c] = items[c].index();
+        distances[c] = sign * items[c].value();
       }
     }
   }

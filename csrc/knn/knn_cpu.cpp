@@ -89,8 +89,9 @@ class Search {
 
   void run(int64_t memory_budget) {
     prepare<T>(p_.x, p_.n, p_.self ? nullptr : p_.y, p_.m, p_.d, p_.metric, rows_, own_columns_, units_);
-    block_ = std::min(kMostRows / width_ * width_, kBlockBytes / (4 * rows_.pairs) / width_ * width_);
-    block_ = std::max(block_, width_);
+    // small blocks for small sets: nothing is known of the limits in the first tile of a row
+    const int64_t most = std::min({kMostRows, std::max(p_.m / 10, p_.k / 2), kBlockBytes / (4 * rows_.pairs)});
+    block_ = std::max<int64_t>(1, most / width_) * width_;
     if (units_.filterable) {
       const int64_t lists = p_.n * list_capacity(p_.k) * static_cast<int64_t>(sizeof(Candidate));
       const bool fits = memory_budget <= 0 || packed_bytes() + lists <= memory_budget;

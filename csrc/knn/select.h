@@ -38,8 +38,22 @@ template <int kBytes>
 LFM_INLINE void quantile_body(Quantile& q) {
   q.out = std::numeric_limits<float>::infinity();
   if (q.size < q.rank) return;
-  float low = q.values[0], high = q.values[0];
-  for (int64_t i = 1; i < q.size; ++i) {
+  constexpr int kLanes = simd::kLanes<float, kBytes>;
+  using V = simd::Vec<float, kLanes>;
+  float low = q.values[0], high = low;
+  if (q.size >= kLanes) {
+    V lows = simd::load<V>(q.values), highs = lows;
+    for (int64_t i = kLanes; i + kLanes <= q.size; i += kLanes) {
+      const V v = simd::load<V>(q.values + i);
+      lows = v < lows ? v : lows;
+      highs = v > highs ? v : highs;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      low = lows[lane] < low ? lows[lane] : low;
+      high = highs[lane] > high ? highs[lane] : high;
+    }
+  }
+  for (int64_t i = q.size / kLanes * kLanes; i < q.size; ++i) {
     low = q.values[i] < low ? q.values[i] : low;
     high = q.values[i] > high ? q.values[i] : high;
   }
@@ -105,7 +119,9 @@ class CandidateLists {
   LFM_INLINE void append(int64_t row, Candidate candidate) {
     if (!(candidate.lower <= limit_[row])) return;
     if (__builtin_expect(count_[row] == trigger_[row], 0) && !make_room(row, candidate)) return;
-    items_[row * capacity_ + count_[row]++] = candidate;
+    Candidate& place = items_[row * capacity_ + count_[row]++];
+    place.lower = candidate.lower;  // one by one: they come from two registers, which a joint store would have to join
+    place.column = candidate.column;
   }
 
   // After `columns` more have been offered to every row: a limit such that very probably k of all columns lie below.
@@ -115,7 +131,7 @@ class CandidateLists {
     estimated_ = seen_;
     const double share = static_cast<double>(seen_) / static_cast<double>(columns_);
     const double mean = share * static_cast<double>(k_);
-    const auto rank = std::min(k_, static_cast<int64_t>(std::ceil(mean + 4 * std::sqrt(mean * (1 - share)) + 4)));
+    const auto rank = std::min(k_, static_cast<int64_t>(std::ceil(mean + 3 * std::sqrt(mean * (1 - share)) + 4)));
     for (int64_t row = 0; row < static_cast<int64_t>(count_.size()); ++row)
       if (count_[row] > rank) lower_limit(row, rank);
   }
@@ -145,12 +161,15 @@ class CandidateLists {
     const float square = static_cast<float>(gap_.square * (1 + 0x1p-20));
     const float constant = static_cast<float>((gap_.square * unit * unit + gap_.slack) * (1 + 0x1p-20));
     const Candidate* list = items(row);
-    upper_.resize(count_[row]);
-    for (int64_t c = 0; c < count_[row]; ++c) {
-      const float other = gap_.column_unit[list[c].column];
-      upper_[c] = list[c].lower + (linear * other + (square * other * other + constant));
+    const int64_t size = count_[row];
+    if (static_cast<int64_t>(upper_.size()) < size) upper_.resize(2 * size);
+    const float* column_unit = gap_.column_unit;
+    float* upper = upper_.data();
+    for (int64_t c = 0; c < size; ++c) {
+      const float other = column_unit[list[c].column];
+      upper[c] = list[c].lower + (linear * other + (square * other * other + constant));
     }
-    Quantile wanted{upper_.data(), count_[row], rank, 0};
+    Quantile wanted{upper, size, rank, 0};
     quantile(wanted);
     return wanted.out;
   }
@@ -162,13 +181,15 @@ class CandidateLists {
 
   void drop_above_limit(int64_t row) {
     Candidate* list = items_.get() + row * capacity_;
-    int32_t kept = 0;
-    for (int32_t c = 0; c < count_[row]; ++c) {
+    const float limit = limit_[row];
+    const int64_t size = count_[row];
+    int64_t kept = 0;
+    for (int64_t c = 0; c < size; ++c) {
       const Candidate candidate = list[c];
       list[kept] = candidate;
-      kept += candidate.lower <= limit_[row];
+      kept += candidate.lower <= limit;
     }
-    count_[row] = kept;
+    count_[row] = static_cast<int32_t>(kept);
   }
 
   // False if the candidate is not needed any more, or if the row has overflowed: it then takes nothing more.
@@ -190,59 +211,76 @@ class CandidateLists {
   int64_t capacity_ = 0, room_ = 0, k_ = 0, columns_ = 0, seen_ = 0, estimated_ = 0;
 };
 
+// A result of a row, ordered by (value, index); values that are not numbers come last.
 template <class T>
-struct Ranked {
-  T value;
-  int32_t index;
+struct Ranked;
+
+template <>
+struct Ranked<double> {
+  double number;
+  int32_t point;
+  static Ranked make(double value, int32_t index) { return {value, index}; }
+  double value() const { return number; }
+  int32_t index() const { return point; }
+  bool operator<(const Ranked& other) const {
+    if (number == other.number) return point < other.point;
+    const bool last = std::isnan(number), other_last = std::isnan(other.number);
+    if (last || other_last) return last == other_last ? point < other.point : other_last;
+    return number < other.number;
+  }
 };
 
-// Sorts by (value, index); values that are not numbers come last.
-template <class T>
-void sort_by_comparing(Ranked<T>* first, Ranked<T>* last) {
-  std::sort(first, last, [](const Ranked<T>& a, const Ranked<T>& b) {
-    if (a.value == b.value) return a.index < b.index;
-    if (std::isnan(a.value) || std::isnan(b.value))
-      return std::isnan(a.value) == std::isnan(b.value) ? a.index < b.index : std::isnan(b.value);
-    return a.value < b.value;
-  });
-}
-
-inline void sort_ranked(std::vector<Ranked<double>>& items, std::vector<Ranked<double>>&) {
-  sort_by_comparing(items.data(), items.data() + items.size());
-}
-
-// For float32: radix sort on the bits, then equal values by index.
-inline void sort_ranked(std::vector<Ranked<float>>& items, std::vector<Ranked<float>>& scratch) {
-  const int64_t size = static_cast<int64_t>(items.size());
-  const auto key = [](float value) {
-    if (std::isnan(value)) return 0xFFFFFFFFu;
+// One integer: the bits of the value, made monotone, over the index.
+template <>
+struct Ranked<float> {
+  uint64_t key;
+  static Ranked make(float value, int32_t index) {
     uint32_t bits;
     value += 0.0f;  // -0 and +0 are the same distance
     std::memcpy(&bits, &value, sizeof(bits));
-    return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
-  };
-  if (size < 64) return sort_by_comparing(items.data(), items.data() + size);
-  uint32_t counts[4][256] = {};
-  for (const auto& item : items) {
-    const uint32_t bits = key(item.value);
-    for (int digit = 0; digit < 4; ++digit) ++counts[digit][bits >> (8 * digit) & 255];
+    bits = std::isnan(value) ? 0xFFFFFFFFu : bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
+    return {uint64_t{bits} << 32 | static_cast<uint32_t>(index)};
   }
+  float value() const {
+    auto bits = static_cast<uint32_t>(key >> 32);
+    bits ^= bits >> 31 ? 0x80000000u : 0xFFFFFFFFu;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+  int32_t index() const { return static_cast<int32_t>(key); }
+  bool operator<(const Ranked& other) const { return key < other.key; }
+};
+
+inline void sort_ranked(Ranked<double>* items, int64_t size, std::vector<Ranked<double>>&) {
+  std::sort(items, items + size);
+}
+
+// Radix sort on the bytes of the value, then runs of equal values.
+inline void sort_ranked(Ranked<float>* items, int64_t size, std::vector<Ranked<float>>& scratch) {
+  if (size < 64) return std::sort(items, items + size);
+  uint32_t counts[4][256] = {};
+  for (int64_t i = 0; i < size; ++i)
+    for (int digit = 0; digit < 4; ++digit) ++counts[digit][items[i].key >> (32 + 8 * digit) & 255];
   scratch.resize(size);
+  Ranked<float>*from = items, *to = scratch.data();
   for (int digit = 0; digit < 4; ++digit) {
     auto& count = counts[digit];
-    if (count[key(items[0].value) >> (8 * digit) & 255] == size) continue;  // all alike in this digit
+    const int shift = 32 + 8 * digit;
+    if (count[from[0].key >> shift & 255] == size) continue;  // all alike in this digit
     uint32_t total = 0;
     for (auto& slot : count) {
       const uint32_t own = slot;
       slot = total;
       total += own;
     }
-    for (const auto& item : items) scratch[count[key(item.value) >> (8 * digit) & 255]++] = item;
-    items.swap(scratch);
+    for (int64_t i = 0; i < size; ++i) to[count[from[i].key >> shift & 255]++] = from[i];
+    std::swap(from, to);
   }
+  if (from != items) std::copy_n(from, size, items);
   for (int64_t first = 0, last; first < size; first = last) {
-    for (last = first + 1; last < size && key(items[last].value) == key(items[first].value);) ++last;
-    if (last - first > 1) sort_by_comparing(items.data() + first, items.data() + last);
+    for (last = first + 1; last < size && items[last].key >> 32 == items[first].key >> 32;) ++last;
+    if (last - first > 1) std::sort(items + first, items + last);
   }
 }
 
