@@ -62,6 +62,17 @@ inline void check_floating(const char* name, const Tensor& t) {
             " must be float32 or float64, got scalar type number ", static_cast<int>(type));
 }
 
+// Where each set of a ragged batch begins, and the end: int64 in CPU memory, ascending from 0 to `total`.
+inline void check_offsets(const char* name, const Tensor& offsets, int64_t total) {
+  check_dim(name, offsets, 1);
+  check_dtype(name, offsets, ScalarType::Long, "int64");
+  check_contiguous(name, offsets);
+  LFM_CHECK(offsets.is_cpu(), name, " must be on the CPU, got another device");
+  const int64_t size = offsets.size(0), *start = offsets.const_data_ptr<int64_t>();
+  LFM_CHECK(size >= 1 && start[0] == 0 && start[size - 1] == total, name, " must go from 0 to ", total);
+  for (int64_t s = 1; s < size; ++s) LFM_CHECK(start[s - 1] <= start[s], name, " must be ascending");
+}
+
 // CSR of N rows: rowptr [N + 1] int64, col [nnz] int32, both contiguous.
 inline void check_csr(const Tensor& rowptr, const Tensor& col) {
   check_dim("rowptr", rowptr, 1);

@@ -10,6 +10,7 @@
 
 STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CPU, m) {
   m.impl("knn", TORCH_BOX(&lfm::knn_cpu));
+  m.impl("knn_ragged", TORCH_BOX(&lfm::knn_ragged_cpu));
   m.impl("symmetrize_edges", TORCH_BOX(&lfm::symmetrize_edges_cpu));
   m.impl("symmetrize_edges_backward", TORCH_BOX(&lfm::symmetrize_edges_backward_cpu));
   m.impl("connected_components", TORCH_BOX(&lfm::connected_components_cpu));

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files, ops
 from lfm_torch.laplacian import Laplacian, Normalization
-from lfm_torch.neighbors import Metric, default_n_neighbors, knn
+from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn
 from lfm_torch.ops.graph import SYMMETRIZATIONS
 
 if TYPE_CHECKING:
@@ -121,6 +121,47 @@ class Graph:
             self.rowptr, self.col.long(), self.weight, (total, total), check_invariants=False
         )
 
+    @property
+    def edge_index(self) -> Tensor:
+        """Both directions of every edge as ``[2, nnz]`` int64, row by row, as PyG has them."""
+        nodes = torch.arange(self.rowptr.numel() - 1, device=self.col.device)
+        return torch.stack([torch.repeat_interleave(nodes, self.rowptr.diff()), self.col.long()])
+
+    @classmethod
+    def from_torch_csr(cls, matrix: Tensor) -> Graph:
+        """Take the weights of a symmetric torch sparse CSR tensor ``[n, n]``.
+
+        Raises:
+            TypeError: not a floating-point sparse CSR tensor.
+            ValueError: not square or not symmetric, negative weights, or a diagonal that is not zero.
+        """
+        if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr or not matrix.is_floating_point():
+            kind = f"{matrix.layout} of {matrix.dtype}" if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise TypeError(f"matrix must be a floating-point torch.sparse_csr tensor, got {kind}")
+        if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"matrix must have shape [n, n], got {list(matrix.shape)}")
+        # through coordinates: sorted, duplicates added up
+        entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()
+        (rows, columns), weight = entries.indices(), entries.values()
+        mirrored = torch.sparse_coo_tensor(
+            entries.indices().flip(0), weight, entries.shape, check_invariants=False
+        ).coalesce()
+        if not torch.equal(mirrored.indices(), entries.indices()) or not torch.equal(mirrored.values(), weight):
+            raise ValueError("matrix must be symmetric, got different entries above and below the diagonal")
+        if bool((weight < 0).any()) or bool((rows == columns).any()):
+            raise ValueError("matrix must hold weights that are not negative and nothing on the diagonal")
+        counts = torch.bincount(rows, minlength=matrix.shape[0])
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), columns.int(), weight, matrix.shape[0])
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Graph:
+        """Take the weights of a symmetric SciPy sparse matrix ``[n, n]``: see :meth:`from_torch_csr`."""
+        csr = matrix.tocsr()
+        rowptr, columns, values = (torch.from_numpy(part.copy()) for part in (csr.indptr, csr.indices, csr.data))
+        return cls.from_torch_csr(
+            torch.sparse_csr_tensor(rowptr.long(), columns.long(), values, csr.shape, check_invariants=False)
+        )
+
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
         _files.save_record(path, self)
@@ -185,11 +226,35 @@ def build_graph(
         raise ValueError(f"weights must be 'binary' for metric='inner_product' (it is no distance), got {weights!r}")
     n_neighbors = default_n_neighbors(n) if n_neighbors is None else n_neighbors
     neighbors = knn(x, n_neighbors=n_neighbors, metric=metric)
-    shape = (-1, n, n_neighbors)
-    indices = neighbors.indices.view(shape)
-    directed = _directed_weights(neighbors.distances.view(shape), indices, weights)
-    rowptr, col, weight = ops.symmetrize_edges(indices, directed, symmetrize)
-    return Graph(rowptr, col, weight, n, tuple(x.shape[:-2]), n_neighbors, metric, weights, symmetrize)
+    return graph_from_neighbors(neighbors, metric=metric, weights=weights, symmetrize=symmetrize)
+
+
+def graph_from_neighbors(
+    neighbors: Neighbors,
+    *,
+    metric: Metric,
+    weights: Weights = "gaussian",
+    symmetrize: Symmetrization = "mean",
+) -> Graph:
+    """Build the graph of neighbours already found by :func:`knn` in a set itself; see :func:`build_graph`.
+
+    Args:
+        neighbors: ``indices`` and ``distances``, ``[..., n, k]``, each point's own index not among them.
+        metric: The metric of the distances.
+        weights: Edge weights.
+        symmetrize: "mean", "union" or "mutual".
+
+    Raises:
+        ValueError: unknown names, or "inner_product" with weights that need a distance.
+    """
+    _checks.check_choice("weights", weights, WEIGHTS)
+    _checks.check_choice("symmetrize", symmetrize, SYMMETRIZATIONS)
+    if metric == "inner_product" and weights != "binary":
+        raise ValueError(f"weights must be 'binary' for metric='inner_product' (it is no distance), got {weights!r}")
+    *batch, n, k = neighbors.indices.shape
+    indices, distances = (part.reshape(-1, n, k) for part in neighbors)
+    rowptr, col, weight = ops.symmetrize_edges(indices, _directed_weights(distances, indices, weights), symmetrize)
+    return Graph(rowptr, col, weight, n, tuple(batch), k, metric, weights, symmetrize)
 
 
 def _directed_weights(distances: Tensor, indices: Tensor, weights: str) -> Tensor:

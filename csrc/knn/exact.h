@@ -16,8 +16,9 @@ struct Problem {
   int64_t n, m, d, k;
   Metric metric;
   bool self;
-  int64_t* indices;
+  int64_t* indices;  // of row i at i * stride, counted from `first`
   T* distances;
+  int64_t stride, first;
 };
 
 struct Pair {
@@ -171,10 +172,10 @@ class KeptBlock {
     for (size_t row = 0; row < length_.size(); items += length_[row++]) {
       if (length_[row] == 0) continue;
       sort_ranked(items, length_[row], scratch);
-      int64_t* indices = p.indices + row_points[row] * p.k;
-      T* distances = p.distances + row_points[row] * p.k;
+      int64_t* indices = p.indices + row_points[row] * p.stride;
+      T* distances = p.distances + row_points[row] * p.stride;
       for (int64_t c = 0; c < p.k; ++c) {
-        indices[c] = items[c].index();
+        indices[c] = p.first + items[c].index();
         distances[c] = sign * items[c].value();
       }
     }

@@ -3,7 +3,7 @@
 from lfm_torch.ops._registry import OPERATORS, Operator, has_native_kernel
 from lfm_torch.ops.geodesic import geodesics
 from lfm_torch.ops.graph import connected_components, symmetrize_edges
-from lfm_torch.ops.knn import nearest_neighbors
+from lfm_torch.ops.knn import nearest_neighbors, ragged_nearest_neighbors
 from lfm_torch.ops.laplacian import edge_products, laplacian_product
 from lfm_torch.ops.maps import map_energies
 
@@ -17,5 +17,6 @@ __all__ = [
     "laplacian_product",
     "map_energies",
     "nearest_neighbors",
+    "ragged_nearest_neighbors",
     "symmetrize_edges",
 ]

@@ -18,13 +18,19 @@ from lfm_torch.ops.graph import symmetrize_edges
 from lfm_torch.ops.laplacian import laplacian_product
 
 METRICS = ("euclidean", "cosine", "angular", "inner_product")
-SCHEMA = "(Tensor x, Tensor? y, int n_neighbors, str metric) -> (Tensor indices, Tensor distances)"
+SCHEMA = "(Tensor x, Tensor? y, int n_neighbors, str metric, int memory_budget=0) -> (Tensor indices, Tensor distances)"
+RAGGED_SCHEMA = (
+    "(Tensor x, Tensor? y, Tensor offsets, Tensor? y_offsets, int n_neighbors, str metric, int memory_budget=0)"
+    " -> (Tensor indices, Tensor distances)"
+)
 
 # elements of one tile of the distance matrix in the twin: 64 MiB of float64
 _TILE = 1 << 23
 
 
-def knn_reference(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) -> tuple[Tensor, Tensor]:
+def knn_reference(
+    x: Tensor, y: Tensor | None, n_neighbors: int, metric: str, memory_budget: int = 0
+) -> tuple[Tensor, Tensor]:
     """Pure PyTorch twin of ``torch.ops.lfm_torch.knn``: float64 tiles, no n x n array.
 
     Args:
@@ -32,6 +38,7 @@ def knn_reference(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) ->
         y: ``[b, m, d]`` database, or None for ``x`` itself; a point is then never its own neighbour.
         n_neighbors: how many, at most ``m`` (``n - 1`` without ``y``).
         metric: one of ``METRICS``.
+        memory_budget: bytes beyond inputs and outputs that the kernels should keep to, 0 for no limit; ignored here.
 
     Returns:
         ``indices [b, n, n_neighbors]`` int64 and ``distances`` of the same shape in the dtype of ``x``.
@@ -53,6 +60,46 @@ def knn_reference(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) ->
             chosen = _smallest(order, n_neighbors)
             indices[batch, start:stop] = chosen
             distances[batch, start:stop] = tile.gather(1, chosen)
+    return indices, distances
+
+
+def knn_ragged_reference(
+    x: Tensor,
+    y: Tensor | None,
+    offsets: Tensor,
+    y_offsets: Tensor | None,
+    n_neighbors: int,
+    metric: str,
+    memory_budget: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Pure PyTorch twin of ``torch.ops.lfm_torch.knn_ragged``: many sets of unequal size, one after the other.
+
+    Args:
+        x: ``[n, d]`` float32 or float64 queries of all sets.
+        y: ``[m, d]`` database of all sets, or None for ``x`` itself.
+        offsets: ``[s + 1]`` int64 on the CPU, where each set begins in ``x``, from 0 to ``n``.
+        y_offsets: the same for ``y``.
+        n_neighbors: how many; a set that has fewer leaves the rest of its rows empty.
+        metric: one of ``METRICS``.
+        memory_budget: as in ``knn``.
+
+    Returns:
+        ``indices [n, n_neighbors]`` int64 into all of ``y`` (or ``x``), -1 where empty, and ``distances``, there
+        infinite (minus infinity for "inner_product").
+    """
+    empty = -torch.inf if metric == "inner_product" else torch.inf
+    indices = torch.full((x.shape[0], n_neighbors), -1, dtype=torch.int64, device=x.device)
+    distances = torch.full((x.shape[0], n_neighbors), empty, dtype=x.dtype, device=x.device)
+    starts = offsets.tolist()
+    y_starts = starts if y_offsets is None else y_offsets.tolist()
+    for s in range(len(starts) - 1):
+        rows, columns = slice(starts[s], starts[s + 1]), slice(y_starts[s], y_starts[s + 1])
+        most = columns.stop - columns.start - (y is None)
+        k = min(n_neighbors, most)
+        if k > 0 and rows.stop > rows.start:
+            database = None if y is None else y[columns].unsqueeze(0)
+            found, values = knn_reference(x[rows].unsqueeze(0), database, k, metric)
+            indices[rows, :k], distances[rows, :k] = found[0] + columns.start, values[0]
     return indices, distances
 
 
@@ -80,8 +127,21 @@ def _smallest(values: Tensor, k: int) -> Tensor:
     return torch.topk((monotone << 32) | columns, k, dim=1, largest=False, sorted=True).indices
 
 
-def _fake(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str, memory_budget: int = 0) -> tuple[Tensor, Tensor]:
     shape = (x.shape[0], x.shape[1], n_neighbors)
+    return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape)
+
+
+def _fake_ragged(
+    x: Tensor,
+    y: Tensor | None,
+    offsets: Tensor,
+    y_offsets: Tensor | None,
+    n_neighbors: int,
+    metric: str,
+    memory_budget: int = 0,
+) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], n_neighbors)
     return x.new_empty(shape, dtype=torch.int64), x.new_empty(shape)
 
 
@@ -94,12 +154,43 @@ def _sample_inputs(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[A
             yield x, y, k, metric
 
 
+def _sample_ragged(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    sizes, others = torch.tensor([0, 40, 0, 0, 1, 41, 130, 333]), torch.tensor([0, 3, 0, 60, 70, 70, 90, 200])
+    offsets, y_offsets = sizes.cumsum(0), others.cumsum(0)
+    for metric in METRICS:
+        x = torch.randn(int(offsets[-1]), 5, generator=generator, dtype=torch.float64).to(device, dtype)
+        y = torch.randn(int(y_offsets[-1]), 5, generator=generator, dtype=torch.float64).to(device, dtype)
+        yield x, None, offsets, None, 50, metric
+        yield x, y, offsets, y_offsets, 50, metric
+
+
 KNN = register(Operator("knn", SCHEMA, knn_reference, _fake, _sample_inputs))
+RAGGED = register(Operator("knn_ragged", RAGGED_SCHEMA, knn_ragged_reference, _fake_ragged, _sample_ragged))
 
 
-def nearest_neighbors(x: Tensor, y: Tensor | None, n_neighbors: int, metric: str) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(
+    x: Tensor, y: Tensor | None, n_neighbors: int, metric: str, memory_budget: int = 0
+) -> tuple[Tensor, Tensor]:
     """Call the operator on ``x [b, n, d]``: the twin's signature, compiled kernels where they are loaded."""
-    indices, distances = KNN.compiled(x.contiguous(), None if y is None else y.contiguous(), n_neighbors, metric)
+    y = None if y is None else y.contiguous()
+    indices, distances = KNN.compiled(x.contiguous(), y, n_neighbors, metric, memory_budget)
+    return indices, distances
+
+
+def ragged_nearest_neighbors(
+    x: Tensor,
+    y: Tensor | None,
+    offsets: Tensor,
+    y_offsets: Tensor | None,
+    n_neighbors: int,
+    metric: str,
+    memory_budget: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Call the operator on sets of unequal size: the twin's signature, compiled kernels where they are loaded."""
+    y = None if y is None else y.contiguous()
+    args = (x.contiguous(), y, offsets, y_offsets, n_neighbors, metric, memory_budget)
+    indices, distances = RAGGED.compiled(*args)
     return indices, distances
 
 

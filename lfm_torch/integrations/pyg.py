@@ -1,0 +1,143 @@
+"""PyTorch Geometric: ``knn_graph`` as torch_cluster has it, but for any k, and graphs in the forms of PyG.
+
+``knn_graph`` needs none of these packages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch.graph import Graph
+from lfm_torch.neighbors import Metric, knn
+
+if TYPE_CHECKING:
+    import torch_geometric.data
+    import torch_sparse
+
+Flow = Literal["source_to_target", "target_to_source"]
+
+
+def knn_graph(
+    x: Tensor,
+    k: int,
+    batch: Tensor | None = None,
+    loop: bool = False,
+    flow: Flow = "source_to_target",
+    cosine: bool = False,
+    num_workers: int = 1,
+) -> Tensor:
+    """Return the edges to the k nearest points as ``torch_cluster.knn_graph`` does, without its limit of k = 100.
+
+    Edges come point by point, nearest first; in the default flow row 0 holds the neighbours and row 1 the points that
+    chose them. Differences, both where torch_cluster leaves the answer open: duplicates of a point never take the place
+    of its self-loop, and never cost it an edge.
+
+    Args:
+        x: Points ``[n, d]``, or ``[n]`` for d = 1.
+        k: Edges per point, with ``loop`` the self-loop among them; a set with fewer points gives fewer.
+        batch: The set of each point, ascending; edges stay within a set.
+        loop: Start the edges of every point with its self-loop.
+        flow: "source_to_target", or "target_to_source" to swap the rows.
+        cosine: By cosine instead of Euclidean distance.
+        num_workers: Not used: torch's own threads do the work.
+
+    Returns:
+        ``edge_index [2, edges]`` int64.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor.
+        ValueError: k below 1, an unknown flow, and what :func:`knn` refuses.
+
+    Example:
+        >>> import torch
+        >>> from lfm_torch.integrations.pyg import knn_graph
+        >>> knn_graph(torch.tensor([[0.0], [1.0], [3.0]]), k=1)
+        tensor([[1, 0, 1],
+                [0, 1, 2]])
+    """
+    _checks.check_choice("flow", flow, ("source_to_target", "target_to_source"))
+    x = _checks.check_points("x", x.unsqueeze(1) if isinstance(x, Tensor) and x.dim() == 1 else x)
+    _checks.check_range("k", k, 1, 2**31 - 1, "indices are 32 bits inside")
+    n = x.shape[0]
+    others = k - loop
+    points = torch.arange(n, device=x.device).unsqueeze(1)
+    chosen = points[:, :0]
+    if others > 0:
+        sets = torch.tensor([0, n]) if batch is None else batch
+        metric: Metric = "cosine" if cosine else "euclidean"
+        # padding beyond the points there are would only be dropped again
+        with torch.no_grad():
+            chosen = knn(x, n_neighbors=max(1, min(others, n - 1)), metric=metric, batch=sets).indices
+    if loop:
+        chosen = torch.cat([points, chosen], 1)
+    there = chosen >= 0
+    edges = torch.stack([chosen[there], points.expand_as(chosen)[there]])
+    return edges if flow == "source_to_target" else edges.flip(0)
+
+
+def cluster_knn(x: Tensor, y: Tensor | None, k: int, metric: str, kind: str) -> tuple[Tensor, Tensor]:
+    """Search ``x [n, d]`` in ``y`` (or in itself) through torch_cluster: ``indices`` and ``distances``, ``[n, k]``.
+
+    Raises:
+        ImportError: torch_cluster is not installed.
+        ValueError: a metric or a k that torch_cluster does not have, or rows that it left short.
+    """
+    try:
+        import torch_cluster
+    except ImportError as error:
+        raise ImportError("backend='torch_cluster' needs torch-cluster: pip install \"lfm-torch[pyg]\"") from error
+    if metric == "inner_product":
+        raise ValueError(f"metric must be a distance for backend='torch_cluster', got {metric!r}")
+    most = 100 if x.is_cuda else k + 1
+    wanted = k + (y is None)
+    if wanted > most:
+        raise ValueError(f"n_neighbors must be at most {most - (y is None)} for torch_cluster on CUDA, got {k}")
+    database = x if y is None else y
+    row, column = torch_cluster.knn(database, x, wanted, cosine=metric != "euclidean")
+    keep = row != column if y is None else torch.ones_like(row, dtype=torch.bool)
+    row, column = row[keep], column[keep]
+    # a point that is missing from its own list (duplicates) has one neighbour too many
+    counts = torch.bincount(row, minlength=x.shape[0])
+    place = torch.arange(row.numel(), device=x.device) - (counts.cumsum(0) - counts)[row]
+    if bool((counts < k).any()):
+        raise ValueError(f"torch_cluster found fewer than {k} neighbors for row {int((counts < k).nonzero()[0])}")
+    indices = column[place < k].view(-1, k)
+    a, b = (p / p.norm(dim=-1, keepdim=True) if metric != "euclidean" else p for p in (x, database))
+    distances = torch.stack([(row - b[own]).norm(dim=-1) for row, own in zip(a, indices, strict=True)])
+    return indices, distances.square() / 2 if metric == "cosine" else distances
+
+
+def to_torch_sparse(graph: Graph) -> torch_sparse.SparseTensor:
+    """Return the weights as a ``torch_sparse.SparseTensor`` (block diagonal for a batch).
+
+    Raises:
+        ImportError: torch_sparse is not installed.
+    """
+    try:
+        from torch_sparse import SparseTensor
+    except ImportError as error:
+        raise ImportError('to_torch_sparse needs torch-sparse: pip install "lfm-torch[pyg]"') from error
+    total = graph.rowptr.numel() - 1
+    parts: dict[str, Any] = {"rowptr": graph.rowptr, "col": graph.col.long(), "value": graph.weight}
+    return SparseTensor(**parts, sparse_sizes=(total, total), is_sorted=True)
+
+
+def to_pyg(graph: Graph) -> torch_geometric.data.Data:
+    """Return ``torch_geometric.data.Data`` with ``edge_index``, ``edge_weight`` and, for a batch of graphs, ``batch``.
+
+    Raises:
+        ImportError: torch_geometric is not installed.
+    """
+    try:
+        from torch_geometric.data import Data
+    except ImportError as error:
+        raise ImportError('to_pyg needs torch-geometric: pip install "lfm-torch[pyg]"') from error
+    total = graph.rowptr.numel() - 1
+    data = Data(edge_index=graph.edge_index, edge_weight=graph.weight, num_nodes=total)
+    if graph.batch_shape:
+        data.batch = torch.arange(total, device=graph.col.device) // graph.n_nodes
+    return data
