@@ -16,6 +16,7 @@ from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.correspondence import mean_reciprocal_rank, pointwise_map
+from lfm_torch.distortion import Distortion, distortion, shape_difference
 from lfm_torch.functional_map import FunctionalMap, functional_map, paired_map
 from lfm_torch.graph import Graph, build_graph
 from lfm_torch.laplacian import Laplacian
@@ -32,6 +33,7 @@ __all__ = [
     "Basis",
     "Checkpoints",
     "Comparison",
+    "Distortion",
     "FunctionalMap",
     "Graph",
     "LFMWarning",
@@ -43,6 +45,7 @@ __all__ = [
     "build_info",
     "compare",
     "descriptors",
+    "distortion",
     "extract",
     "fit_translator",
     "functional_map",
@@ -55,6 +58,7 @@ __all__ = [
     "paired_map",
     "pointwise_map",
     "sensitivity",
+    "shape_difference",
     "significance",
     "similarity",
     "sinkhorn_map",

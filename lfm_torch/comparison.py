@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,13 +64,23 @@ class Failure:
 
 @dataclass(frozen=True)
 class LayerMatching:
-    """How often a layer is most similar to the same layer of another network: see :meth:`Comparison.layer_matching`."""
+    """How often a layer is most similar to the same layer of another network: see :meth:`Comparison.layer_matching`.
+
+    Attributes:
+        accuracy: Share of decisions that are right.
+        chance: That of guessing.
+        n_decisions: Layers of all ordered pairs of networks.
+        same_layer: Mean similarity of the same layers.
+        other_layer: Mean similarity of different layers.
+        stderr: Standard error of the accuracy over ordered pairs of networks.
+    """
 
     accuracy: float
     chance: float
     n_decisions: int
     same_layer: float
     other_layer: float
+    stderr: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -234,8 +245,10 @@ class Comparison:
         """
         blocks = [block for a, b, block in self._layer_blocks(measure, checkpoints) if a != b]
         right, decisions, same, other = 0, 0, [], []
+        shares: list[float] = []
         closeness = -1 if measure in MEASURES and MEASURES[measure].is_distance else 1
         for block in blocks:
+            before = right, decisions
             for i, row in enumerate(block):
                 present = ~row.isnan()
                 if bool(present[i]) and int(present.sum()) > 1:
@@ -245,10 +258,13 @@ class Comparison:
                     decisions += 1
                     same.append(float(row[i]))
                     other.append(float(rest.mean()))
+            if decisions > before[1]:
+                shares.append((right - before[0]) / (decisions - before[1]))
         if not decisions:
             return None
         means = [math.fsum(values) / decisions for values in (same, other)]
-        return LayerMatching(right / decisions, 1 / len(self.layers), decisions, means[0], means[1])
+        stderr = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
+        return LayerMatching(right / decisions, 1 / len(self.layers), decisions, means[0], means[1], stderr)
 
     def trajectories(self, measure: str) -> list[Trajectory]:
         """Return for each run the similarity of its checkpoints to its last one, layer by layer.

@@ -19,6 +19,7 @@ from lfm_torch.baselines import cca, cka, neighbors, regression
 from lfm_torch.baselines.points import Points, State, permute_both, permute_rows, score_inner
 from lfm_torch.baselines.procrustes import prepare_procrustes, score_angular, score_distance
 from lfm_torch.baselines.rsa import prepare_rsa
+from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.similarity import Maps
 
 Invariance = Literal["translation", "scaling", "orthogonal", "linear"]
@@ -262,6 +263,16 @@ _POINTS = (
 MAP_MEASURES: dict[str, MapMeasure] = {measure.name: measure for measure in _MAPS}
 POINT_MEASURES: dict[str, PointMeasure] = {measure.name: measure for measure in _POINTS}
 MEASURES: dict[str, Measure] = {**MAP_MEASURES, **POINT_MEASURES}
+
+
+def read(fmap: FunctionalMap, measure: str) -> Tensor:
+    """Value of a measure of maps, ``[...]``.
+
+    Raises:
+        ValueError: no such measure, or one of points.
+    """
+    _checks.check_choice("measure", measure, MAP_MEASURES)
+    return MAP_MEASURES[measure].read(Maps.of(fmap)).reshape(fmap.C.shape[:-2])
 
 
 def check_measures(measures: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lfm_torch.baselines.points import State
+from lfm_torch.baselines.points import State, score_inner
 from lfm_torch.measures import PointMeasure
 from lfm_torch.similarity import Maps
 
@@ -24,6 +24,8 @@ def stored(state: State, dtype: torch.dtype) -> State:
 
 def score_sides(measure: PointMeasure, x: Sequence[State], y: Sequence[State]) -> Tensor:
     """Score of every x against every y, ``[len(x), len(y)]`` float64 on the CPU."""
+    if measure.score is score_inner:
+        return _inner_products([state[0] for state in x], [state[0] for state in y])
     values = torch.empty(len(x), len(y), dtype=torch.float64)
     for columns in _alike(y):
         for part in _parts(columns, y[columns[0]]):
@@ -31,6 +33,18 @@ def score_sides(measure: PointMeasure, x: Sequence[State], y: Sequence[State]) -
             for i, state in enumerate(x):
                 values[i, part] = measure.score(_doubled(state), stack).cpu()
     return values
+
+
+def _inner_products(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+    """All inner products in float64, a slice of all vectors at a time: one product, nothing of n x n per pair."""
+    flat_x, flat_y = ([vector.flatten() for vector in side] for side in (x, y))
+    size = max(1, _BLOCK_BYTES // (8 * (len(x) + len(y))))
+    total = torch.zeros(len(x), len(y), dtype=torch.float64, device=x[0].device)
+    for start in range(0, len(flat_x[0]), size):
+        part = slice(start, start + size)
+        rows, columns = (torch.stack([vector[part] for vector in side]).double() for side in (flat_x, flat_y))
+        total.addmm_(rows, columns.mT)
+    return total.cpu()
 
 
 def _alike(states: Sequence[State]) -> list[list[int]]:

@@ -26,7 +26,7 @@ DASHES = ("-", "--", "-.", ":")
 _DPI = 160
 # characters of a name beside a heat map; the end of a dotted name tells more than its start
 _LABEL = 28
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -55,7 +55,7 @@ def trajectory_figure(comparison: Comparison) -> Figure | None:
     """Similarity to each run's last checkpoint along training, one panel per measure; None without such a run."""
     if not comparison.trajectories(comparison.measures[0]):
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         count = len(comparison.measures)
         figure = Figure(figsize=(3.3 * count + 0.6, 3.0), layout="constrained")
         axes = figure.subplots(1, count, squeeze=False)[0]
@@ -84,7 +84,7 @@ def save_figures(comparison: Comparison, directory: Path) -> list[Path]:
 
 def png(figure: Figure) -> bytes:
     """Return the figure as a PNG."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     return buffer.getvalue()
@@ -105,7 +105,7 @@ def _colors(scale: Scale) -> str:
 
 
 def _heat_maps(comparison: Comparison, matrices: Sequence[Tensor], names: Sequence[str]) -> Figure:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         columns = len(matrices) if len(names) <= 10 else min(2, len(matrices))
         rows = -(-len(matrices) // columns)
         side = min(9.0, max(2.4, 0.24 * len(names)))
