@@ -1,0 +1,100 @@
+"""Comparing many checkpoints: 200 small CNNs x 4 layers on 2,000 samples, all 320,400 pairs, through the command line.
+
+Measured: a run from nothing to the report, the second run with one checkpoint more, and a run that is killed (SIGKILL) at
+random moments until it ends, which must write the same table. Peak memory is that of the process, under --memory 2GiB.
+The checkpoints are trained first where they are not there yet (about two minutes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+import many_checkpoints
+
+BUDGET = "2GiB"
+HERE = Path(__file__).parent
+
+
+def command(checkpoints: list[Path], out: Path) -> list[str]:
+    model = ["--model", "lfm_torch.demo:DigitsCNN", "--data", "many_checkpoints:probe", "--layers", "layers.*"]
+    options = ["--memory", BUDGET, "--out", str(out), "--quiet"]
+    return [sys.executable, "-m", "lfm_torch.cli", "compare", *map(str, checkpoints), *model, *options]
+
+
+def environment() -> dict[str, str]:
+    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def run(checkpoints: list[Path], out: Path) -> tuple[float, int]:
+    """Seconds and peak bytes of one run."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command(checkpoints, out), env=environment())
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, status
+    return time.perf_counter() - start, usage.ru_maxrss * 1024
+
+
+def killed_run(checkpoints: list[Path], out: Path, seconds: float, kills: int) -> None:
+    """Start and kill at random moments, then let it end."""
+    chance = random.Random(0)
+    for k in range(kills):
+        process = subprocess.Popen(command(checkpoints, out), env=environment())
+        time.sleep(chance.uniform(3, 3 + 1.2 * seconds / kills))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        print(f"kill {k + 1} of {kills}", flush=True)
+    run(checkpoints, out)
+
+
+def digest(out: Path) -> str:
+    return hashlib.sha256((out / "similarity.csv").read_bytes()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "lfm-torch-checkpoints")
+    parser.add_argument("--quick", action="store_true", help="40 checkpoints, to see that it runs")
+    parser.add_argument("--kills", type=int, default=10)
+    arguments = parser.parse_args()
+    n_runs, n_epochs = (4, 10) if arguments.quick else (20, 10)
+    many_checkpoints.train(arguments.checkpoints, n_runs + 1, n_epochs)
+    folders = [arguments.checkpoints / f"seed{seed}" for seed in range(n_runs)]
+    more = [*folders, arguments.checkpoints / f"seed{n_runs}" / "epoch=9.pt"]
+    work = Path(tempfile.mkdtemp(prefix="lfm-torch-bench-"))
+    try:
+        seconds, peak = run(folders, work / "cold")
+        table = digest(work / "cold")
+        again, again_peak = run(folders, work / "cold")
+        one_more, one_more_peak = run(more, work / "cold")
+        n_items = 4 * n_runs * n_epochs
+        size = {"checkpoints": n_runs * n_epochs, "layers": 4, "samples": many_checkpoints.N_PROBE}
+        size["pairs"] = n_items * (n_items + 1) // 2
+        rows = [
+            {"what": "from nothing to the report", "seconds": seconds, "peak MiB": peak / 2**20, **size},
+            {"what": "again, nothing new", "seconds": again, "peak MiB": again_peak / 2**20, **size},
+            {"what": "one checkpoint more", "seconds": one_more, "peak MiB": one_more_peak / 2**20, **size},
+        ]
+        if arguments.kills:
+            killed_run(folders, work / "killed", seconds, arguments.kills)
+            assert digest(work / "killed") == table, "an interrupted run must end with the same bytes"
+            rows.append({"what": f"killed {arguments.kills} times: the same bytes", **size})
+        assert all(row.get("peak MiB", 0) < 2048 for row in rows)
+        harness.write("compare" + ("-quick" if arguments.quick else ""), rows)
+    finally:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
