@@ -1,7 +1,7 @@
 """Comparing many checkpoints: 200 small CNNs x 4 layers on 2,000 samples, all 320,400 pairs, through the command line.
 
-Measured: a run from nothing to the report, the second run with one checkpoint more, and a run that is killed (SIGKILL) at
-random moments until it ends, which must write the same table. Peak memory is that of the process, under --memory 2GiB.
+Measured: a run from nothing to the report, the second run with one checkpoint more, and a run that is killed (SIGKILL)
+at random moments until it ends, which must write the same table. Peak memory is the process's, under --memory 2GiB.
 The checkpoints are trained first where they are not there yet (about two minutes).
 """
 

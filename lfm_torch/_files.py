@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,11 +54,18 @@ def write_atomically(path: str | Path, content: bytes, *, durable: bool = False)
 
     With ``durable`` the file and its name are on the disk when this returns, also after a power failure.
     """
+    with replacing(path, durable=durable) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: str | Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of ``path`` when all went well: see :func:`write_atomically`."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

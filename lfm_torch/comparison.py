@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -165,8 +166,8 @@ class Comparison:
         _checks.check_choice("measure", measure, self.measures)
         return self.matrices[measure]
 
-    def _block(self, measure: str, rows: Sequence[tuple[str, str]], columns: Sequence[tuple[str, str]]) -> Tensor:
-        """Values for (checkpoint, layer) pairs, NaN where one of them failed."""
+    def block(self, measure: str, rows: Sequence[tuple[str, str]], columns: Sequence[tuple[str, str]]) -> Tensor:
+        """Return the values for (checkpoint, layer) pairs, NaN where one of them failed."""
         values = self.matrix(measure).new_full((len(rows), len(columns)), math.nan)
         at = [[(k, self._index[key]) for k, key in enumerate(keys) if key in self._index] for keys in (rows, columns)]
         if at[0] and at[1]:
@@ -192,7 +193,7 @@ class Comparison:
         parts = []
         for part in self.layers if layer is None else (layer,):
             keys = [(checkpoint.name, part) for checkpoint in self.checkpoints]
-            parts.append(self._block(measure, keys, keys))
+            parts.append(self.block(measure, keys, keys))
         return torch.stack(parts).nanmean(0)
 
     def between_layers(self, measure: str, *, checkpoints: Sequence[str] | None = None) -> Tensor:
@@ -208,15 +209,16 @@ class Comparison:
         Raises:
             ValueError: an unknown measure or checkpoint.
         """
-        return torch.stack([block for _, _, block in self._layer_blocks(measure, checkpoints)]).nanmean(0)
+        values = self._networks(measure, self.compared(checkpoints))
+        return values.double().nanmean((0, 2)).to(values.dtype)
 
-    def _layer_blocks(self, measure: str, checkpoints: Sequence[str] | None) -> Iterator[tuple[str, str, Tensor]]:
-        names = self.compared(checkpoints)
-        for a in names:
-            for b in names:
-                if a != b or len(names) == 1:
-                    rows, columns = ([(name, layer) for layer in self.layers] for name in (a, b))
-                    yield a, b, self._block(measure, rows, columns)
+    def _networks(self, measure: str, names: Sequence[str]) -> Tensor:
+        """Values ``[C, L, C, L]`` between networks; NaN within one (unless it is the only one) and for failures."""
+        keys = [(name, layer) for name in names for layer in self.layers]
+        values = self.block(measure, keys, keys).view(2 * (len(names), len(self.layers)))
+        if len(names) > 1:
+            values.diagonal(dim1=0, dim2=2).fill_(math.nan)
+        return values
 
     def compared(self, checkpoints: Sequence[str] | None = None) -> list[str]:
         """Return the names of the checkpoints whose layers are compared, by default as :meth:`between_layers` says."""
@@ -243,28 +245,31 @@ class Comparison:
         Raises:
             ValueError: an unknown measure or checkpoint.
         """
-        blocks = [block for a, b, block in self._layer_blocks(measure, checkpoints) if a != b]
-        right, decisions, same, other = 0, 0, [], []
+        names = self.compared(checkpoints)
+        self.matrix(measure)
+        if len(names) < 2:
+            return None
+        right, decisions, same, other = 0, 0, 0.0, 0.0
         shares: list[float] = []
-        closeness = -1 if measure in MEASURES and MEASURES[measure].is_distance else 1
-        for block in blocks:
-            before = right, decisions
-            for i, row in enumerate(block):
-                present = ~row.isnan()
-                if bool(present[i]) and int(present.sum()) > 1:
-                    rest = torch.cat([row[:i], row[i + 1 :]])
-                    rest = rest[~rest.isnan()]
-                    right += int(closeness * row[i] > (closeness * rest).max())
-                    decisions += 1
-                    same.append(float(row[i]))
-                    other.append(float(rest.mean()))
-            if decisions > before[1]:
-                shares.append((right - before[0]) / (decisions - before[1]))
+        sign = -1 if measure in MEASURES and MEASURES[measure].is_distance else 1
+        for rows in self._networks(measure, names).double():
+            # of one network: its layer i against layer j of network b, [b, i, j]
+            rows = rows.transpose(0, 1)
+            own = rows.diagonal(dim1=1, dim2=2).clone()
+            rows.diagonal(dim1=1, dim2=2).fill_(math.nan)
+            present = ~rows.isnan()
+            decided = ~own.isnan() & present.any(-1)
+            best = (sign * rows).masked_fill(~present, -math.inf).amax(-1)
+            found, asked = (decided & (sign * own > best)).sum(-1), decided.sum(-1)
+            shares += (found / asked)[asked > 0].tolist()
+            right, decisions = right + int(found.sum()), decisions + int(asked.sum())
+            same += float(own[decided].sum())
+            other += float(rows.nanmean(-1)[decided].sum())
         if not decisions:
             return None
-        means = [math.fsum(values) / decisions for values in (same, other)]
         stderr = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
-        return LayerMatching(right / decisions, 1 / len(self.layers), decisions, means[0], means[1], stderr)
+        means = same / decisions, other / decisions
+        return LayerMatching(right / decisions, 1 / len(self.layers), decisions, *means, stderr)
 
     def trajectories(self, measure: str) -> list[Trajectory]:
         """Return for each run the similarity of its checkpoints to its last one, layer by layer.
@@ -285,19 +290,16 @@ class Comparison:
             if len(steps) < len(checkpoints):
                 steps.append(steps[-1] + 1)
             values = [
-                self._block(measure, [(c.name, layer) for c in checkpoints], [(checkpoints[-1].name, layer)])
+                self.block(measure, [(c.name, layer) for c in checkpoints], [(checkpoints[-1].name, layer)])
                 for layer in self.layers
             ]
             found.append(Trajectory(run, tuple(steps), self.layers, torch.cat(values, dim=1)))
         return found
 
-    def _rows(self) -> Iterator[list[Any]]:
+    @property
+    def _sides(self) -> list[list[Any]]:
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
-        sides = [[i.checkpoint, i.layer, by_name[i.checkpoint].run, by_name[i.checkpoint].step] for i in self.items]
-        columns = [_rounded(self.matrices[measure]) for measure in self.measures]
-        for i, x in enumerate(sides):
-            for j, y in enumerate(sides):
-                yield [*x, *y, *(column[i][j] for column in columns)]
+        return [[i.checkpoint, i.layer, by_name[i.checkpoint].run, by_name[i.checkpoint].step] for i in self.items]
 
     @property
     def _header(self) -> list[str]:
@@ -309,8 +311,16 @@ class Comparison:
             import pandas
         except ImportError as error:
             raise ImportError('to_pandas needs pandas: pip install "lfm-torch[pandas]"') from error
-        frame = pandas.DataFrame(list(self._rows()), columns=self._header)
-        return frame.astype({"x_step": "Int64", "y_step": "Int64"})
+        n = len(self.items)
+        columns = [pandas.Series(list(values), dtype=object) for values in zip(*self._sides, strict=True)]
+        frame = pandas.DataFrame()
+        for side, order in (("x", np.repeat(np.arange(n), n)), ("y", np.tile(np.arange(n), n))):
+            for name, column in zip(_COLUMNS, columns, strict=True):
+                dtype = "Int64" if name == "step" else pandas.Series(["a"]).dtype
+                frame[f"{side}_{name}"] = column.astype(dtype).take(order).reset_index(drop=True)
+        for measure in self.measures:
+            frame[measure] = np.concatenate([np.array(row) for row in _rounded(self.matrices[measure])])
+        return frame
 
     def save(self, path: str | Path) -> Path:
         """Write a row per ordered pair of items to a .csv or .parquet file, or to ``similarity.csv`` in a directory.
@@ -332,12 +342,22 @@ class Comparison:
             self.to_pandas().to_parquet(binary, index=False)
             _files.write_atomically(path, binary.getvalue())
             return path
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self._header)
-        writer.writerows(self._rows())
-        _files.write_atomically(path, text.getvalue().encode())
+        with _files.replacing(path) as file:
+            for text in self._csv():
+                file.write(text.encode())
         return path
+
+    def _csv(self) -> Iterator[str]:
+        """Return the table as text, a row of the matrices at a time: with millions of lines it is never whole."""
+        yield _csv_line(self._header) + "\n"
+        sides = [_csv_line(side) for side in self._sides]
+        columns = [self.matrices[measure] for measure in self.measures]
+        # nine digits bring every float32 back, seventeen every float64
+        numbers = ",".join("%.9g" if column.dtype == torch.float32 else "%.17g" for column in columns)
+        for i, side in enumerate(sides):
+            line = f"{side.replace('%', '%%')},%s,{numbers}\n"
+            rows = zip(sides, *(column[i].tolist() for column in columns), strict=True)
+            yield "".join([line % row for row in rows])
 
     def report(self, directory: str | Path, *, format: Literal["csv", "parquet"] = "csv") -> Path:
         """Write ``report.html`` (self-contained), the table and PNG figures to a directory.
@@ -359,3 +379,9 @@ def _rounded(matrix: Tensor) -> list[list[float]]:
         return values
     # float32 as Python floats would show digits that it does not have; nine bring every one of its values back
     return [[float(f"{value:.9g}") for value in row] for row in values]
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()

@@ -61,8 +61,8 @@ class Page(HTMLParser):
 
 def test_the_page_is_self_contained_and_escapes_every_name(comparison: Comparison) -> None:
     page = Page(render(comparison))
-    assert page.tags.count("script") == 1  # its own, for sorting
-    assert all(address.startswith("data:") for address in page.addresses)
+    assert page.tags.count("script") == 3  # its own: for sorting, for the landscape, and the landscape's numbers
+    assert all(address.startswith("data:") or address == "similarity.csv" for address in page.addresses)
     text = render(comparison)
     assert EVIL not in text
     assert EVIL in page.text
@@ -102,8 +102,8 @@ def test_a_single_layer_without_training_makes_a_smaller_page(tmp_path: Path) ->
 def test_many_checkpoints_become_a_picture() -> None:
     many = compare({f"m{k}": cloud(k) for k in range(64)}, n_basis=4, n_neighbors=6, measures=["heat"])
     page = Page(render(many))
-    assert page.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert page.addresses[-1] == "similarity.csv"
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses[:-1])
 
 
 def test_figures_show_the_matrices(comparison: Comparison) -> None:

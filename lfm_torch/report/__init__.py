@@ -55,5 +55,5 @@ def write_report(
     comparison.save(directory / f"similarity.{format}")
     save_figures(comparison, directory)
     page = directory / "report.html"
-    _files.write_atomically(page, render(comparison, title=title).encode())
+    _files.write_atomically(page, render(comparison, title=title, table=f"similarity.{format}").encode())
     return page

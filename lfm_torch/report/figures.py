@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -95,7 +95,8 @@ def pixels(matrix: Tensor, scale: Scale) -> bytes:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(buffer, matrix.numpy(), cmap=_colors(scale), vmin=scale.low, vmax=scale.high, format="png")
+    colors: dict[str, Any] = {"cmap": _colors(scale), "vmin": scale.low, "vmax": scale.high}
+    imsave(buffer, matrix.numpy(), **colors, format="png", pil_kwargs={"compress_level": 2})
     return buffer.getvalue()
 
 
@@ -124,8 +125,8 @@ def _heat_maps(comparison: Comparison, matrices: Sequence[Tensor], names: Sequen
 
 def _heat_map(ax: Axes, matrix: Tensor, scale: Scale, names: Sequence[str], *, with_rows: bool) -> None:
     image = ax.imshow(matrix.numpy(), cmap=_colors(scale), vmin=scale.low, vmax=scale.high, interpolation="nearest")
-    every = -(-len(names) // 60)
-    ticks = range(0, len(names), every)
+    # more than sixty names cannot be read, and take longer to draw than everything else
+    ticks = range(len(names) if len(names) <= 60 else 0)
     size = 8 if len(names) <= 30 else 6
     ax.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=size)
     ax.set_yticks(ticks, [names[i] if with_rows else "" for i in ticks], fontsize=size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import platform
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch.measures import MEASURES
+from lfm_torch.report.landscape_page import describe, legend, picture
 from lfm_torch.report.scales import (
     Scale,
     chance_of,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _MAX_NUMBERED = 12
 _MAX_CELLS = 60
 _MAX_DETAILS = 30
+# runs whose lines have markers with values to point at
+_MAX_MARKED = 12
 _DASHES = ("", "7 3", "7 3 2 3", "2 3")
 _WIDTH, _HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 12, 40
@@ -39,8 +41,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 12, 40
 _LABEL_GAP = 28
 
 
-def render(comparison: Comparison, *, title: str | None = None) -> str:
-    """Return the page as text."""
+def render(comparison: Comparison, *, title: str | None = None, table: str = "similarity.csv") -> str:
+    """Return the page as text; ``table`` is the file of all pairs that stands beside it."""
     loader = jinja2.PackageLoader("lfm_torch", "report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -51,6 +53,8 @@ def render(comparison: Comparison, *, title: str | None = None) -> str:
         compared=comparison.compared(),
         steps=_step_range(comparison),
         measures=[_measure(comparison, name) for name in comparison.measures],
+        landscape=describe(comparison),
+        table=table,
         rows=_checkpoint_rows(comparison),
         settings=_settings(comparison),
     )
@@ -62,6 +66,8 @@ def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
     names = [checkpoint.name for checkpoint in comparison.checkpoints]
     matching = comparison.layer_matching(measure)
     several = len(comparison.layers) > 1
+    # of more the landscape has a picture
+    beside = 1 < len(names) <= _MAX_CELLS
     details: list[tuple[str, dict[str, Any]]] = []
     if several and len(names) <= _MAX_DETAILS:
         details = [
@@ -73,9 +79,9 @@ def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
         "reading": MEASURES[measure].reading if measure in MEASURES else "",
         "chance": shown_chance(comparison, measure),
         "matching": matching,
-        "legend": _legend(scale),
+        "legend": legend(scale),
         "layers": _heat_map(comparison.between_layers(measure), comparison.layers, scale) if several else None,
-        "checkpoints": _heat_map(comparison.between_checkpoints(measure), names, scale) if len(names) > 1 else None,
+        "checkpoints": _heat_map(comparison.between_checkpoints(measure), names, scale) if beside else None,
         "details": details,
         "trajectory": _chart(comparison, measure),
     }
@@ -83,7 +89,7 @@ def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
 
 def _heat_map(matrix: Tensor, names: Sequence[str], scale: Scale) -> dict[str, Any]:
     if len(names) > _MAX_CELLS:
-        return {"picture": _picture(matrix, scale), "names": list(names), "rows": []}
+        return {"picture": picture(matrix, scale), "names": list(names), "rows": []}
     rows = []
     for name, values in zip(names, matrix.tolist(), strict=True):
         cells = []
@@ -98,23 +104,6 @@ def _heat_map(matrix: Tensor, names: Sequence[str], scale: Scale) -> dict[str, A
             cells.append({"text": text, "title": f"{name} → {other}: {value:.4f}{beyond}", "style": style})
         rows.append((name, cells))
     return {"picture": "", "names": list(names), "rows": rows}
-
-
-def _picture(matrix: Tensor, scale: Scale) -> str:
-    """Return the matrix as a PNG data URI, one pixel per cell: a table of a million cells would not open."""
-    from lfm_torch.report.figures import pixels
-
-    return "data:image/png;base64," + base64.b64encode(pixels(matrix, scale)).decode()
-
-
-def _legend(scale: Scale) -> dict[str, Any]:
-    stops = [scale.low + (scale.high - scale.low) * i / 9 for i in range(10)]
-    return {
-        "gradient": ", ".join(scale.color(stop) for stop in stops),
-        "low": scale.low,
-        "high": scale.high,
-        "chance": 100 * scale.place(scale.chance) if scale.low <= scale.chance <= scale.high else None,
-    }
 
 
 def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
@@ -143,7 +132,7 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
 
     colors = line_colors(len(comparison.layers))
     lines = [
-        _line(trajectory, k, colors[k], x_of, y_of)
+        _line(trajectory, k, colors[k], x_of, y_of, marked=len(trajectories) <= _MAX_MARKED)
         for k in range(len(comparison.layers))
         for trajectory in trajectories
     ]
@@ -165,7 +154,9 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
     }
 
 
-def _line(trajectory: Trajectory, k: int, color: str, x_of: dict[int, float], y_of: Any) -> dict[str, Any]:
+def _line(
+    trajectory: Trajectory, k: int, color: str, x_of: dict[int, float], y_of: Any, *, marked: bool
+) -> dict[str, Any]:
     layer = trajectory.layers[k]
     points = [
         (x_of[step], y_of(value), f"{trajectory.run}, {layer}, {step}: {value:.4f}")
@@ -176,7 +167,8 @@ def _line(trajectory: Trajectory, k: int, color: str, x_of: dict[int, float], y_
         "color": color,
         "dash": _DASHES[k % len(_DASHES)],
         "path": " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points),
-        "points": [(_marker(k, x, y), text) for x, y, text in points],
+        "opacity": 1 if marked else 0.35,
+        "points": [(_marker(k, x, y), text) for x, y, text in points] if marked else [],
     }
 
 

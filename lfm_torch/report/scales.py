@@ -64,6 +64,9 @@ def scale_of(comparison: Comparison, measure: str) -> Scale:
     For a distance from 0 to the largest value.
     """
     values = comparison.matrix(measure)
+    # pairs that failed have no place in a range
+    values = values[~values.isnan()]
+    values = values if len(values) else values.new_zeros(1)
     chance, std = chance_of(comparison, measure), comparison.chance_std.get(measure, math.nan)
     if measure in MEASURES and MEASURES[measure].is_distance:
         high = math.ceil(float(values.max()) * 20) / 20
