@@ -73,6 +73,17 @@ inline void check_offsets(const char* name, const Tensor& offsets, int64_t total
   for (int64_t s = 1; s < size; ++s) LFM_CHECK(start[s - 1] <= start[s], name, " must be ascending");
 }
 
+// A block of vectors: the type of the values it meets, or float16 or bfloat16 where those are float32.
+inline void check_block_type(const char* name, const Tensor& t, const char* like_name, const Tensor& like) {
+  check_floating(like_name, like);
+  const auto type = t.scalar_type();
+  const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
+  LFM_CHECK(type == like.scalar_type() || (half && like.scalar_type() == ScalarType::Float), name,
+            " must have the dtype of ", like_name,
+            " (or be float16 or bfloat16 where that is float32), got scalar type ", "numbers ", static_cast<int>(type),
+            " and ", static_cast<int>(like.scalar_type()));
+}
+
 // CSR of N rows: rowptr [N + 1] int64, col [nnz] int32, both contiguous.
 inline void check_csr(const Tensor& rowptr, const Tensor& col) {
   check_dim("rowptr", rowptr, 1);

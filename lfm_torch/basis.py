@@ -14,7 +14,8 @@ from lfm_torch import _checks, _files
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.graph import Graph
 from lfm_torch.laplacian import Laplacian
-from lfm_torch.linalg import dense_eigenpairs, differentiable_eigenpairs, krylov, lobpcg
+from lfm_torch.linalg import dense_eigenpairs, differentiable_eigenpairs, krylov, lobpcg, refine
+from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
@@ -32,7 +33,9 @@ class Basis:
         converged: ``[..., m]`` bool, residual within the tolerance.
         n_components: ``[...]`` connected components, the multiplicity of eigenvalue 0.
         iterations: steps the solver took (0 for the dense one).
-        solver: which solver it was.
+        solver: which solver it was ("refine" after a warm start that sufficed).
+        guards: ``[..., n, p]`` rough eigenvectors beyond the pairs, kept for a warm start; None where there are none.
+        window: interval that the spectrum beyond the pairs was taken to fill, for a warm start; or None.
     """
 
     evals: Tensor
@@ -42,6 +45,8 @@ class Basis:
     n_components: Tensor
     iterations: int
     solver: str
+    guards: Tensor | None = None
+    window: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         batch = f"batch={list(self.evals.shape[:-1])}, " if self.evals.dim() > 1 else ""
@@ -72,6 +77,7 @@ class Basis:
             evecs=self.evecs[..., :n_basis],
             residuals=self.residuals[..., :n_basis],
             converged=self.converged[..., :n_basis],
+            guards=None if n_basis < self.n_basis else self.guards,
         )
 
     def project(self, f: Tensor) -> Tensor:
@@ -92,6 +98,7 @@ class Basis:
             residuals=self.residuals.to(target),
             converged=self.converged.to(evecs.device),
             n_components=self.n_components.to(evecs.device),
+            guards=None if self.guards is None else self.guards.to(target),
         )
 
     def save(self, path: str | Path) -> None:
@@ -192,7 +199,8 @@ def spectral_basis(
             stacklevel=2,
         )
     evecs, components = _fix_signs(pairs.evecs), laplacian.graph.n_components
-    return Basis(pairs.evals, evecs, pairs.residuals, converged, components, pairs.iterations, used)
+    how = (pairs.iterations, used, pairs.guards, pairs.window)
+    return Basis(pairs.evals, evecs, pairs.residuals, converged, components, *how)
 
 
 def _solve(
@@ -212,26 +220,44 @@ def _solve(
     differentiable = torch.is_grad_enabled() and laplacian.graph.weight.requires_grad
     with torch.no_grad():
         found = missing + _guards(laplacian, missing, used) if differentiable else missing
-        if used == "dense":
+        start = None if warm_start is None or used == "dense" else _start_vectors(warm_start, known)
+        rest = None
+        if warm_start is not None and start is not None and solver in ("auto", "krylov"):
+            rest = _refined(laplacian, found, tol, known, start, warm_start)
+        if rest is not None:
+            used = "refine"
+        elif used == "dense":
             rest = dense_eigenpairs(laplacian, found, known)
         else:
             if generator is None:
                 generator = torch.Generator(known.device).manual_seed(0)
-            start = None if warm_start is None else warm_start.evecs.to(known)
-            method = lobpcg if used == "lobpcg" else krylov
-            rest = method(
-                laplacian,
-                found,
-                tol=tol,
-                known=known,
-                start=start,
-                max_iterations=max_iterations,
-                generator=generator,
-            )
+            method, options = lobpcg if used == "lobpcg" else krylov, {"max_iterations": max_iterations}
+            rest = method(laplacian, found, tol=tol, known=known, start=start, generator=generator, **options)
     if differentiable:
         evals, evecs = differentiable_eigenpairs(laplacian, rest, missing, known)
-        rest = Eigenpairs(evals, evecs, rest.residuals[..., :missing], rest.iterations)
+        spare = rest.evecs[..., missing:] if used != "dense" else None
+        guards = spare if spare is None or rest.guards is None else torch.cat([spare, rest.guards], -1)
+        rest = rest._replace(evals=evals, evecs=evecs, residuals=rest.residuals[..., :missing], guards=guards)
     return _with_null_space(laplacian, known, rest, n_basis), used
+
+
+def _start_vectors(warm_start: Basis, known: Tensor) -> Tensor:
+    """What a former basis offers to start from: its vectors of eigenvalues above 0, and its guards."""
+    null = min(int(warm_start.n_components.min()), known.shape[-1])
+    vectors = warm_start.evecs[..., null:]
+    return (vectors if warm_start.guards is None else torch.cat([vectors, warm_start.guards], -1)).to(known)
+
+
+def _refined(
+    laplacian: Laplacian, found: int, tol: float, known: Tensor, start: Tensor, warm_start: Basis
+) -> Eigenpairs | None:
+    """Pairs refined from a former basis; None where it holds too little, or lies too far."""
+    positive = warm_start.evals[warm_start.evals > 0]
+    if warm_start.window is None or start.shape[-1] < found or positive.numel() == 0:
+        return None
+    window = Window(float(positive.min()), float(positive.max()), *warm_start.window)
+    pairs = refine(laplacian, found, tol=tol, known=known, start=start, window=window)
+    return pairs if bool((pairs.residuals <= tol * laplacian.upper_bound / 2).all()) else None
 
 
 def _guards(laplacian: Laplacian, missing: int, solver: str) -> int:
@@ -258,7 +284,7 @@ def _with_null_space(laplacian: Laplacian, known: Tensor, rest: Eigenpairs, n_ba
     components = laplacian.graph.n_components.clamp_max(known.shape[-1]).unsqueeze(-1)
     column = torch.where(position < components, position, position - components + known.shape[-1])
     evecs = evecs.gather(-1, column.unsqueeze(-2).expand(*evecs.shape[:-1], n_basis))
-    return Eigenpairs(evals.gather(-1, column), evecs, residuals.gather(-1, column), rest.iterations)
+    return rest._replace(evals=evals.gather(-1, column), evecs=evecs, residuals=residuals.gather(-1, column))
 
 
 def _choose_solver(laplacian: Laplacian, n_basis: int) -> str:

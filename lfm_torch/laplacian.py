@@ -114,8 +114,12 @@ class Laplacian:
         expected = (*self.graph.batch_shape, self.graph.n_nodes)
         if tuple(x.shape[:-1]) != expected:
             raise ValueError(f"{name} must have shape {[*expected, 'm']}, got {list(x.shape)}")
-        if x.dtype != self.graph.weight.dtype:
-            raise TypeError(f"{name} must have the dtype of the weights, {self.graph.weight.dtype}, got {x.dtype}")
+        weights = self.graph.weight.dtype
+        if x.dtype != weights and not (weights == torch.float32 and x.dtype in (torch.float16, torch.bfloat16)):
+            raise TypeError(
+                f"{name} must have the dtype of the weights, {weights} (or be float16 or bfloat16 where that is "
+                f"float32), got {x.dtype}"
+            )
 
     def heat(self, x: Tensor, *, time: float | Sequence[float], tol: float | None = None) -> Tensor:
         r"""Diffuse functions: ``exp(-t L) x``, without any eigenvector.

@@ -1,15 +1,17 @@
 // laplacian_product: y = a (diagonal x - left W (right x)) + b x + c z, one pass over the edges, and its gradient in
-// the edge weights. Columns are the vector dimension; up to kChunk vectors of a row of y stay in registers.
+// the edge weights. The block is first copied into panels of 128 bytes a row, scaled by right: random rows are then
+// read two cache lines at a time, which is far faster than whole rows of a wide block. Half types are stored in half
+// the space, so a panel has twice their columns; sums are float32.
 #include "checks.h"
 #include "laplacian/laplacian.h"
+#include "laplacian/storage.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace lfm {
 namespace {
 
-constexpr int kChunk = 8;                 // vectors of accumulators
-constexpr int64_t kNarrow = 32;           // columns up to which right x is formed first
+constexpr int64_t kPanelBytes = 128;
 constexpr int64_t kSerialWork = 1 << 15;  // multiply-adds below which threads cost more than they save
 
 template <class T>
@@ -20,20 +22,68 @@ struct Csr {
   int64_t rows;
 };
 
-template <class T>
+// S: how the block is stored; T: what is computed in.
+template <class S, class T>
 struct Product {
+  using Stored = S;
+  using Value = T;
   Csr<T> graph;
-  const T *diagonal, *left, *right, *x, *z;
-  const T* scaled;  // right x, or null: x itself is gathered and scaled edge by edge
-  T* y;
+  const T *diagonal, *left, *right;
+  const S *x, *z;
+  S* panels;
+  S* y;
   int64_t columns;
   T a, b, c;
 };
 
-// sum_e weight_e right_j x_j over the edges of row i, for kVectors vectors starting at column `first`; the last vector
-// starts at `last` and may overlap the one before it, so that no column count needs a scalar remainder.
-template <bool kScaled, class V, int kVectors, class T>
-LFM_INLINE void accumulate(const Product<T>& p, int64_t i, int64_t first, int64_t last, V (&sum)[kVectors]) {
+template <class S>
+inline constexpr int64_t kPanel = kPanelBytes / static_cast<int64_t>(sizeof(S));
+
+template <class S>
+int64_t panels_of(int64_t columns) {
+  return (columns + kPanel<S> - 1) / kPanel<S>;
+}
+
+// Columns [first, first + width) of the block, kept as rows of `padded` values: whole vectors, or a power of two below.
+struct Panel {
+  int64_t first, width, padded;
+};
+
+template <class S, int kLanes>
+LFM_INLINE Panel panel_of(int64_t index, int64_t columns) {
+  const int64_t first = index * kPanel<S>, width = std::min(columns - first, kPanel<S>);
+  int64_t padded = (width + kLanes - 1) / kLanes * kLanes;
+  if (width < kLanes) {
+    padded = 2;  // a single column as well: two lanes are twice as fast as a scalar
+    while (padded < width) padded *= 2;
+  }
+  return {first, width, padded};
+}
+
+template <int kBytes, class P>
+LFM_INLINE void pack_rows_body(const P& p, int64_t index, int64_t begin, int64_t end) {
+  using S = typename P::Stored;
+  using T = typename P::Value;
+  const Panel panel = panel_of<S, simd::kLanes<T, kBytes>>(index, p.columns);
+  S* into = p.panels + p.graph.rows * panel.first + begin * panel.padded;
+  for (int64_t i = begin; i < end; ++i, into += panel.padded) {
+    const S* from = p.x + i * p.columns + panel.first;
+    if constexpr (std::is_same_v<S, T>) {
+      const T scale = p.right[i];
+      for (int64_t c = 0; c < panel.width; ++c) into[c] = scale * from[c];
+    } else {  // not scaled: it would be rounded once more
+      for (int64_t c = 0; c < panel.width; ++c) into[c] = from[c];
+    }
+    for (int64_t c = panel.width; c < panel.padded; ++c) into[c] = S{};
+  }
+}
+
+LFM_SIMD_DISPATCH(template <class P>, void, pack_rows, (const P& p, int64_t index, int64_t begin, int64_t end),
+                  (p, index, begin, end))
+
+// sum_e weight_e right_j x_j over the edges of row i, for a panel of kVectors vectors.
+template <class V, int kVectors, class S, class T>
+LFM_INLINE void accumulate(const Product<S, T>& p, const S* rows, int64_t i, V (&sum)[kVectors]) {
   constexpr int kLanes = sizeof(V) / sizeof(T);
   constexpr int kUnroll =
       kVectors >= 4 ? 1 : (kVectors >= 2 ? 2 : 4);  // independent chains hide the latency of the FMA
@@ -42,10 +92,9 @@ LFM_INLINE void accumulate(const Product<T>& p, int64_t i, int64_t first, int64_
   int64_t e = p.graph.rowptr[i];
   const auto add = [&](V(&into)[kVectors], int64_t edge) __attribute__((always_inline)) {
     const int64_t j = p.graph.col[edge];
-    const T w = kScaled ? p.graph.weight[edge] : p.graph.weight[edge] * p.right[j];
-    const T* row = (kScaled ? p.scaled : p.x) + j * p.columns;
-    for (int v = 0; v < kVectors - 1; ++v) into[v] += w * simd::load<V>(row + first + v * kLanes);
-    into[kVectors - 1] += w * simd::load<V>(row + last);
+    const T w = std::is_same_v<S, T> ? p.graph.weight[edge] : p.graph.weight[edge] * p.right[j];
+    const S* row = rows + j * (kVectors * kLanes);
+    for (int v = 0; v < kVectors; ++v) into[v] += w * simd::load_as<V>(row + v * kLanes);
   };
   for (; e + kUnroll <= end; e += kUnroll)
     for (int u = 0; u < kUnroll; ++u) add(part[u], e + u);
@@ -56,65 +105,66 @@ LFM_INLINE void accumulate(const Product<T>& p, int64_t i, int64_t first, int64_
   }
 }
 
-template <class V, int kVectors, class T>
-LFM_INLINE void rows_of(const Product<T>& p, int64_t begin, int64_t end, int64_t first, int64_t last) {
+template <class V, int kVectors, class S, class T>
+LFM_INLINE void rows_of(const Product<S, T>& p, const Panel& panel, int64_t begin, int64_t end) {
   constexpr int kLanes = sizeof(V) / sizeof(T);
+  const S* rows = p.panels + p.graph.rows * panel.first;
   for (int64_t i = begin; i < end; ++i) {
     V sum[kVectors];
-    if (p.scaled) {
-      accumulate<true, V, kVectors>(p, i, first, last, sum);
-    } else {
-      accumulate<false, V, kVectors>(p, i, first, last, sum);
-    }
+    accumulate<V, kVectors>(p, rows, i, sum);
     const T own = p.a * p.diagonal[i] + p.b, other = -p.a * p.left[i];
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = i * p.columns + (v == kVectors - 1 ? last : first + v * kLanes);
-      V y = own * simd::load<V>(p.x + at) + other * sum[v];
-      if (p.z) y += p.c * simd::load<V>(p.z + at);
-      simd::store(p.y + at, y);
+    const int64_t at = i * p.columns + panel.first;
+    const auto result = [&](const S* x, const S* z, int v) __attribute__((always_inline)) {
+      V y = own * simd::load_as<V>(x + v * kLanes) + other * sum[v];
+      if (z) y += p.c * simd::load_as<V>(z + v * kLanes);
+      return y;
+    };
+    if (panel.width == panel.padded) {
+      for (int v = 0; v < kVectors; ++v)
+        simd::store_as(p.y + at + v * kLanes, result(p.x + at, p.z ? p.z + at : nullptr, v));
+    } else {  // the last columns of the block: through buffers of whole vectors
+      S x[kVectors * kLanes] = {}, z[kVectors * kLanes] = {}, y[kVectors * kLanes];
+      std::memcpy(x, p.x + at, panel.width * sizeof(S));
+      if (p.z) std::memcpy(z, p.z + at, panel.width * sizeof(S));
+      for (int v = 0; v < kVectors; ++v) simd::store_as(y + v * kLanes, result(x, p.z ? z : nullptr, v));
+      std::memcpy(p.y + at, y, panel.width * sizeof(S));
     }
   }
 }
 
-template <class V, class T>
-LFM_INLINE void chunk_of(const Product<T>& p, int64_t begin, int64_t end, int64_t first, int64_t last, int vectors) {
-  switch (vectors) {
-    case 1:
-      return rows_of<V, 1>(p, begin, end, first, last);
-    case 2:
-      return rows_of<V, 2>(p, begin, end, first, last);
-    case 3:
-      return rows_of<V, 3>(p, begin, end, first, last);
-    case 4:
-      return rows_of<V, 4>(p, begin, end, first, last);
-    case 5:
-      return rows_of<V, 5>(p, begin, end, first, last);
-    case 6:
-      return rows_of<V, 6>(p, begin, end, first, last);
-    case 7:
-      return rows_of<V, 7>(p, begin, end, first, last);
-    default:
-      return rows_of<V, kChunk>(p, begin, end, first, last);
-  }
-}
-
-template <int kBytes, class T>
-LFM_INLINE void product_rows_body(const Product<T>& p, int64_t begin, int64_t end) {
-  constexpr int kLanes = simd::kLanes<T, kBytes>;
+// Calls rows_of with vectors of kLanes values, or of the smaller power of two that holds a narrow panel.
+template <int kLanes, class S, class T>
+LFM_INLINE void panel_rows(const Product<S, T>& p, const Panel& panel, int64_t begin, int64_t end) {
   using V = simd::Vec<T, kLanes>;
-  if (p.columns < kLanes) {  // narrower than a vector: one column at a time
-    for (int64_t c = 0; c < p.columns; ++c) chunk_of<simd::Vec<T, 1>>(p, begin, end, c, c, 1);
-    return;
+  constexpr int kMost = static_cast<int>(kPanel<S>) / kLanes;
+  if constexpr (kLanes > 2) {
+    if (panel.padded < kLanes) return panel_rows<kLanes / 2>(p, panel, begin, end);
   }
-  for (int64_t first = 0; first < p.columns; first += kChunk * kLanes) {
-    const int64_t width = std::min<int64_t>(p.columns - first, kChunk * kLanes);
-    const int vectors = static_cast<int>((width + kLanes - 1) / kLanes);
-    chunk_of<V>(p, begin, end, first, first + width - kLanes, vectors);
+  const int vectors = static_cast<int>(panel.padded / kLanes);
+  if (vectors == 1) return rows_of<V, 1>(p, panel, begin, end);
+  if constexpr (kMost >= 2) {
+    if (vectors == 2) return rows_of<V, 2>(p, panel, begin, end);
+  }
+  if constexpr (kMost >= 4) {
+    if (vectors == 3) return rows_of<V, 3>(p, panel, begin, end);
+    if (vectors == 4) return rows_of<V, 4>(p, panel, begin, end);
+  }
+  if constexpr (kMost >= 8) {
+    if (vectors == 5) return rows_of<V, 5>(p, panel, begin, end);
+    if (vectors == 6) return rows_of<V, 6>(p, panel, begin, end);
+    if (vectors == 7) return rows_of<V, 7>(p, panel, begin, end);
+    if (vectors == 8) return rows_of<V, 8>(p, panel, begin, end);
   }
 }
 
-LFM_SIMD_DISPATCH(template <class T>, void, product_rows, (const Product<T>& p, int64_t begin, int64_t end),
-                  (p, begin, end))
+template <int kBytes, class P>
+LFM_INLINE void product_rows_body(const P& p, int64_t index, int64_t begin, int64_t end) {
+  constexpr int kLanes = simd::kLanes<typename P::Value, kBytes>;
+  panel_rows<kLanes>(p, panel_of<typename P::Stored, kLanes>(index, p.columns), begin, end);
+}
+
+LFM_SIMD_DISPATCH(template <class P>, void, product_rows, (const P& p, int64_t index, int64_t begin, int64_t end),
+                  (p, index, begin, end))
 
 template <class T>
 struct EdgeProducts {
@@ -154,27 +204,48 @@ LFM_INLINE void edge_rows_body(const EdgeProducts<T>& p, int64_t begin, int64_t 
 LFM_SIMD_DISPATCH(template <class T>, void, edge_rows, (const EdgeProducts<T>& p, int64_t begin, int64_t end),
                   (p, begin, end))
 
-// Runs body(begin, end) over rows in pieces of about equal numbers of edges.
+// Runs body(slab, begin, end) for every slab in [0, slabs) over all rows, in pieces of about equal numbers of edges.
 template <class T, class Body>
-void over_rows(const Csr<T>& graph, int64_t columns, const Body& body) {
+void over_rows(const Csr<T>& graph, int64_t columns, int64_t slabs, const Body& body) {
   const int64_t nnz = graph.rowptr[graph.rows];
   const int64_t work = (nnz + graph.rows) * columns;
-  if (work < kSerialWork) return body(0, graph.rows);
+  if (work < kSerialWork) {
+    for (int64_t slab = 0; slab < slabs; ++slab) body(slab, 0, graph.rows);
+    return;
+  }
   const int64_t pieces = std::min<int64_t>(graph.rows, torch::stable::get_num_threads() * 8);
   const auto boundary = [&](int64_t piece) {
+    if (piece == pieces) return graph.rows;
     const int64_t edges = (nnz + graph.rows) * piece / pieces;
     // rows before which about `edges` edges (and rows, so that empty rows count) lie
     int64_t low = 0, high = graph.rows;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      (graph.rowptr[middle] + middle < edges ? low : high) =
-          graph.rowptr[middle] + middle < edges ? middle + 1 : middle;
+      if (graph.rowptr[middle] + middle < edges) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
     }
     return low;
   };
-  parallel_tasks(pieces, [&](int64_t piece) {
-    body(piece == 0 ? 0 : boundary(piece), piece == pieces - 1 ? graph.rows : boundary(piece + 1));
-  });
+  parallel_tasks(slabs * pieces,
+                 [&](int64_t task) { body(task / pieces, boundary(task % pieces), boundary(task % pieces + 1)); });
+}
+
+// Calls body with null pointers of the type a block is stored in and of the type it is computed in.
+template <class Body>
+void dispatch_stored(const Tensor& x, Body&& body) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return body(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return body(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
+    case ScalarType::BFloat16:
+      return body(static_cast<Bfloat16*>(nullptr), static_cast<float*>(nullptr));
+    default:
+      return body(static_cast<Float16*>(nullptr), static_cast<float*>(nullptr));
+  }
 }
 
 }  // namespace
@@ -186,14 +257,14 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
   check_contiguous("x", x);
   const int64_t rows = rowptr.size(0) - 1;
   check_size("x", x, 0, rows);
-  check_like("weight", weight, "x", x);
+  check_block_type("x", x, "weight", weight);
   check_contiguous("weight", weight);
   check_dim("weight", weight, 1);
   check_size("weight", weight, 0, col.size(0));
   const std::pair<const char*, const Tensor*> scalings[] = {
       {"diagonal", &diagonal}, {"left", &left}, {"right", &right}};
   for (const auto& [name, t] : scalings) {
-    check_like(name, *t, "x", x);
+    check_like(name, *t, "weight", weight);
     check_dim(name, *t, 1);
     check_size(name, *t, 0, rows);
     check_contiguous(name, *t);
@@ -205,35 +276,32 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
     check_size("z", *z, 1, x.size(1));
     check_contiguous("z", *z);
   }
-  check_floating("x", x);
   Tensor y = torch::stable::new_empty(x, x.sizes());
-  const bool narrow = x.size(1) <= kNarrow;
-  Tensor scaled = torch::stable::new_empty(x, {narrow ? rows : 0, x.size(1)});
   if (rows == 0 || x.size(1) == 0) return y;
-  dispatch_floating("x", x, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
+  const int64_t padded = (x.size(1) + 15) / 16 * 16;
+  Tensor panels = torch::stable::new_empty(x, {rows, padded});
+  dispatch_stored(x, [&](auto* stored, auto* value) {
+    using S = std::remove_pointer_t<decltype(stored)>;
+    using T = std::remove_pointer_t<decltype(value)>;
     const Csr<T> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(),
                        rows};
-    const Product<T> p{graph,
-                       diagonal.const_data_ptr<T>(),
-                       left.const_data_ptr<T>(),
-                       right.const_data_ptr<T>(),
-                       x.const_data_ptr<T>(),
-                       z ? z->const_data_ptr<T>() : nullptr,
-                       narrow ? scaled.const_data_ptr<T>() : nullptr,
-                       y.mutable_data_ptr<T>(),
-                       x.size(1),
-                       static_cast<T>(a),
-                       static_cast<T>(b),
-                       static_cast<T>(c)};
-    if (narrow) {
-      T* into = scaled.mutable_data_ptr<T>();
-      over_rows(graph, p.columns, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-          for (int64_t c = 0; c < p.columns; ++c) into[i * p.columns + c] = p.right[i] * p.x[i * p.columns + c];
-      });
-    }
-    over_rows(graph, p.columns, [&](int64_t begin, int64_t end) { product_rows(p, begin, end); });
+    const Product<S, T> p{graph,
+                          diagonal.const_data_ptr<T>(),
+                          left.const_data_ptr<T>(),
+                          right.const_data_ptr<T>(),
+                          static_cast<const S*>(x.const_data_ptr()),
+                          z ? static_cast<const S*>(z->const_data_ptr()) : nullptr,
+                          static_cast<S*>(panels.mutable_data_ptr()),
+                          static_cast<S*>(y.mutable_data_ptr()),
+                          x.size(1),
+                          static_cast<T>(a),
+                          static_cast<T>(b),
+                          static_cast<T>(c)};
+    const int64_t slabs = panels_of<S>(p.columns);
+    over_rows(graph, p.columns, slabs,
+              [&](int64_t slab, int64_t begin, int64_t end) { pack_rows(p, slab, begin, end); });
+    over_rows(graph, p.columns, slabs,
+              [&](int64_t slab, int64_t begin, int64_t end) { product_rows(p, slab, begin, end); });
   });
   return y;
 }
@@ -269,7 +337,7 @@ Tensor edge_products_cpu(Tensor rowptr, Tensor col, Tensor left, Tensor right, T
                             x.const_data_ptr<T>(),
                             out.mutable_data_ptr<T>(),
                             x.size(1)};
-    over_rows(graph, p.columns, [&](int64_t begin, int64_t end) { edge_rows(p, begin, end); });
+    over_rows(graph, p.columns, 1, [&](int64_t, int64_t begin, int64_t end) { edge_rows(p, begin, end); });
   });
   return out;
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,29 @@ def chebyshev_filter(
         scale = 2 * following / half
         previous, current = current, operator.apply(current, previous, a=scale, b=-centre * scale, c=-sigma * following)
         sigma = following
+    return current
+
+
+class Window(NamedTuple):
+    """A spectrum as a filter sees it: its end, where the wanted pairs end, and the unwanted interval [cut, high]."""
+
+    low: float
+    wanted: float
+    cut: float
+    high: float
+
+    def place(self, value: float) -> float:
+        """Distance from the middle of the unwanted interval in units of half its length; above 1 is wanted."""
+        half = max((self.high - self.cut) / 2, 1e-12 * abs(self.high) + 1e-300)
+        return ((self.high + self.cut) / 2 - value) / half
+
+
+def chebyshev_polynomial(operator: SymmetricOperator, block: Tensor, degree: int, window: Window) -> Tensor:
+    """Apply ``T_d`` with the window's unwanted interval mapped to [-1, 1] and what lies below it to below -1."""
+    half, centre = (window.high - window.cut) / 2, (window.high + window.cut) / 2
+    previous, current = block, operator.apply(block, a=1 / half, b=-centre / half)
+    for _ in range(degree - 1):
+        previous, current = current, operator.apply(current, previous, a=2 / half, b=-2 * centre / half, c=-1.0)
     return current
 
 

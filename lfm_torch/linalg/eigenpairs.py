@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,14 +26,24 @@ class SymmetricOperator(Protocol):
         """Return ``[..., n, n]``."""
 
 
-@dataclass(frozen=True)
-class Eigenpairs:
-    """``evals [..., m]`` ascending, ``evecs [..., n, m]`` orthonormal, ``residuals [..., m]``, ``iterations``."""
+class Eigenpairs(NamedTuple):
+    """What a solver returns.
+
+    Attributes:
+        evals: ``[..., m]`` ascending.
+        evecs: ``[..., n, m]`` orthonormal.
+        residuals: ``[..., m]``.
+        iterations: products of a block, or steps.
+        guards: ``[..., n, p]`` rough eigenvectors beyond the pairs, or None.
+        window: interval that the unwanted part of the spectrum was taken to fill, or None.
+    """
 
     evals: Tensor
     evecs: Tensor
     residuals: Tensor
     iterations: int
+    guards: Tensor | None = None
+    window: tuple[float, float] | None = None
 
 
 def residual_norms(operator: SymmetricOperator, evals: Tensor, evecs: Tensor) -> Tensor:

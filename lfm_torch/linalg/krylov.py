@@ -1,19 +1,127 @@
-"""Block Lanczos with full reorthogonalisation and thick restart (Wu & Simon 2000), batched.
+"""Block Lanczos on a Chebyshev polynomial of the operator, with full reorthogonalisation and thick restart, batched.
 
-It keeps the whole Krylov space, so that every operator product counts: on graph Laplacians it needs several times fewer
-than a method that forgets its past, and a small block makes a product nearly as cheap as one column.
+It keeps the whole Krylov space, so that every operator product counts, and a small block makes a product nearly as
+cheap as one column. What costs then is keeping the space orthonormal. A short run on the operator itself therefore
+surveys the spectrum; the method proper (Zhou & Saad 2007; Li, Xi, Vecharynski, Yang & Saad 2016) runs on the Chebyshev
+polynomial that is small on the unwanted part: degree d needs d products for a block, and about d times fewer blocks.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs
-from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
+from lfm_torch.linalg.orthogonalize import orthonormalize, orthonormalize_fast, project_out
+from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
 
 _BLOCK = 16
 _MAX_ITERATIONS = 1000
+_SURVEY_STEPS = 4
+
+
+class _Space:
+    """Orthonormal blocks, known vectors first, and the projection of a symmetric operator on those after them."""
+
+    def __init__(self, known: Tensor, capacity: int, generator: torch.Generator | None) -> None:
+        shape = known.shape[:-1]
+        self.first, self.size, self.capacity, self.generator = known.shape[-1], 0, capacity, generator
+        # the known vectors come first, so that one projection removes them and the space
+        self.vectors = known.new_empty(*shape, self.first + capacity + _BLOCK)
+        self.vectors[..., : self.first] = known
+        size = (*shape[:-1], capacity, capacity)
+        self.projected = torch.zeros(size, dtype=torch.float64, device=known.device)
+
+    def start(self, block: Tensor) -> None:
+        """Begin with this block, freed of the known vectors."""
+        known = self.vectors[..., : self.first]
+        self.vectors[..., self.first : self.first + _BLOCK] = _fill(
+            project_out(block, known), known, float(block.norm(dim=-2).max()), self.generator
+        )[0]
+
+    @property
+    def block(self) -> Tensor:
+        """The last block, whose image is wanted next."""
+        at = self.first + self.size
+        return self.vectors[..., at : at + _BLOCK].contiguous()
+
+    @property
+    def full(self) -> bool:
+        """Whether another block does not fit."""
+        return self.size + _BLOCK > self.capacity
+
+    def extend(self, image: Tensor, scale: float) -> Tensor:
+        """Take the last block in, given its image, and append the next; returns the coupling to that one.
+
+        ``scale`` is the size of the terms that were summed to the image.
+        """
+        at, last = self.first + self.size, self.size + _BLOCK
+        basis = self.vectors[..., : at + _BLOCK]
+        before = image.norm(dim=-2)
+        coefficients = basis.mT @ image
+        image = image - basis @ coefficients
+        # one pass is enough unless much cancelled, here or in the image itself
+        if bool((image.norm(dim=-2) < 0.7 * before.clamp_min(0.1 * scale)).any()):
+            second = basis.mT @ image
+            image = image - basis @ second
+            coefficients = coefficients + second
+        column = coefficients[..., self.first :, :].double()
+        self.projected[..., :last, self.size : last] = column
+        self.projected[..., self.size : last, :last] = column.mT
+        corner = self.projected[..., self.size : last, self.size : last]
+        corner.copy_((corner + corner.mT) / 2)
+        following, coupling = _fill(image, basis, scale, self.generator)
+        self.vectors[..., at + _BLOCK : at + 2 * _BLOCK] = following
+        self.size = last
+        return coupling.double()
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Ritz values and the rotation to their vectors."""
+        theta, rotation = torch.linalg.eigh(self.projected[..., : self.size, : self.size])
+        return theta, rotation
+
+    def combine(self, rotation: Tensor) -> Tensor:
+        """Vectors of the space with these coefficients."""
+        return self.vectors[..., self.first : self.first + self.size] @ rotation.to(self.vectors.dtype)
+
+    def restart(self, theta: Tensor, rotation: Tensor, kept: int) -> None:
+        """Shrink to the ``kept`` lowest Ritz vectors, followed by the block that continues the space."""
+        following = self.block.clone()
+        self.vectors[..., self.first : self.first + kept] = self.combine(rotation[..., :kept])
+        self.vectors[..., self.first + kept : self.first + kept + _BLOCK] = following
+        self.projected.zero_()
+        self.projected.diagonal(dim1=-2, dim2=-1)[..., :kept] = theta[..., :kept]
+        self.size = kept
+
+
+class _Filter(NamedTuple):
+    """The polynomial ``T_d`` of the operator, its wanted end mapped below -1, and residuals translated back."""
+
+    operator: SymmetricOperator
+    window: Window
+    degree: int
+
+    def apply(self, block: Tensor) -> Tensor:
+        if self.degree == 1:  # shifted to the middle, where most eigenvalues of a graph lie: little then cancels
+            return self.operator.apply(block, b=-self.operator.upper_bound / 2)
+        return chebyshev_polynomial(self.operator, block, self.degree, self.window)
+
+    def residuals(self, mu: Tensor, norms: Tensor) -> Tensor:
+        """Residual norms of the operator from those of the polynomial at Ritz values ``mu``; infinite inside [-1, 1].
+
+        A component in the unwanted part, of size e, leaves ``e (1 - mu)`` here and about ``e`` times the distance to
+        the middle of the window there.
+        """
+        if self.degree == 1:
+            return norms
+        half = (self.window.high - self.window.cut) / 2
+        outside = (-mu).clamp_min(1.0)
+        distance = half * (torch.acosh(outside) / self.degree).cosh()
+        return torch.where(mu < -1.0, norms * distance / (outside - 1).clamp_min(1e-3), torch.inf)
 
 
 def krylov(
@@ -31,126 +139,178 @@ def krylov(
     ``iterations`` counts operator products of one block; 0 where the space would hold a quarter of the problem or more
     and the dense decomposition is taken instead.
     """
-    room, block = operator.shape[-1] - known.shape[-1], _BLOCK
-    if room < 4 * (n_pairs + block):
+    room = operator.shape[-1] - known.shape[-1]
+    if room < 4 * (n_pairs + _BLOCK):
         return dense_eigenpairs(operator, n_pairs, known)
-    capacity = min(room - block, max(8 * n_pairs, 256))
-    kept = n_pairs + n_pairs // 2
-    # enough steps for the space to hold what is asked for, whatever the limit
-    limit = max(_MAX_ITERATIONS if max_iterations is None else max_iterations, n_pairs // block + 1)
-    target = tol * operator.upper_bound / 2
-
-    # the known vectors come first, so that one projection removes them and the space
-    first = known.shape[-1]
-    shape = operator.shape[:-1]
-    space = torch.cat([known, known.new_empty(*shape, capacity + block)], -1)
-    projected = torch.zeros(*shape[:-1], capacity, capacity, dtype=torch.float64, device=known.device)
-    begin = torch.randn(*shape, block, dtype=known.dtype, device=known.device, generator=generator)
-    # the sum of the given vectors, column by column, holds a component of each: a Krylov space finds them again at once
-    if start is not None:
-        for column in range(0, start.shape[-1], block):
-            given = start[..., column : column + block]
-            begin[..., : given.shape[-1]] += given * operator.shape[-1] ** 0.5
-    space[..., first : first + block] = _fill(project_out(begin, known), known, generator)[0]
-    size, next_check = 0, 3 * n_pairs
-    history: list[tuple[int, float]] = []
-    for iteration in range(1, limit + 1):
-        coupling = _extend(operator, space, projected, size, first, generator)
-        size += block
-        full = size + block > capacity
-        if not (full or size >= next_check or iteration == limit):
-            continue
-        theta, rotation = torch.linalg.eigh(projected[..., :size, :size])
-        # residual of a Ritz pair: the part of L v that leaves the space
-        worst = float((coupling @ rotation[..., -block:, :n_pairs]).norm(dim=-2).max())
-        if worst <= 0.5 * target or iteration == limit:
-            vectors = space[..., first : first + size] @ rotation[..., :n_pairs].to(space.dtype)
-            pairs = _polish(operator, vectors, iteration)
-            if iteration == limit or bool((pairs.residuals <= target).all()):
-                return pairs
-        history.append((size, worst))
-        next_check = size + _blocks_to_wait(history, target) * block
-        if full:
-            _restart(space[..., first:], projected, theta, rotation, kept)
-            size, history = kept, []
-            next_check = size + 4 * block
-    raise AssertionError("unreachable: the last iteration returns")
+    limit = _MAX_ITERATIONS if max_iterations is None else max_iterations
+    window, block = survey(operator, n_pairs, known=known, start=start, generator=generator)
+    degree = _degree(window, known.dtype)
+    pairs = _run(_Filter(operator, window, degree), n_pairs, tol, known, block, limit - _SURVEY_STEPS, generator)
+    if degree > 1 and _SURVEY_STEPS + pairs.iterations < limit and not _done(operator, pairs, tol):
+        # the survey missed the wanted end, or float32 the range of the polynomial: the operator itself has neither
+        left, plain = limit - _SURVEY_STEPS - pairs.iterations, _Filter(operator, window, 1)
+        again = _run(plain, n_pairs, tol, known, _mixed(pairs.evecs, block), left, generator)
+        pairs = again._replace(iterations=pairs.iterations + again.iterations)
+    return pairs._replace(iterations=pairs.iterations + _SURVEY_STEPS, window=(window.cut, window.high))
 
 
-def _extend(
+def survey(
     operator: SymmetricOperator,
-    space: Tensor,
-    projected: Tensor,
-    size: int,
-    first: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Take the block at ``size`` into the space and append the next one; returns the coupling to that one.
+    n_pairs: int,
+    *,
+    known: Tensor,
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Window, Tensor]:
+    """Find where the wanted end of the spectrum lies, by a few Lanczos steps on a random block.
 
-    The operator is shifted to the middle of its spectrum, where most eigenvalues of a graph lie: little then cancels in
-    the projection, and one pass of it is enough unless the norms say otherwise.
+    Gauss quadrature: a Ritz vector stands for as many eigenvalues as its share in the random block says. The window
+    begins where twice the pairs asked for are counted.
+
+    Returns:
+        The window, and the random block with the unwanted part damped.
     """
-    last = size + _BLOCK
-    block = space[..., first + size : first + last].contiguous()
-    image = operator.apply(block, b=-operator.upper_bound / 2)
-    basis = space[..., : first + last]
-    before = image.norm(dim=-2)
-    coefficients = basis.mT @ image
-    image = image - basis @ coefficients
-    if bool((image.norm(dim=-2) < 0.7 * before).any()):
-        second = basis.mT @ image
-        image = image - basis @ second
-        coefficients = coefficients + second
-    column = coefficients[..., first:, :].double()
-    projected[..., :last, size:last] = column
-    projected[..., size:last, :last] = column.mT
-    corner = projected[..., size:last, size:last]
-    corner.copy_((corner + corner.mT) / 2)
-    following, coupling = _fill(image, basis, generator)
-    space[..., first + last : first + last + _BLOCK] = following
-    return coupling.double()
+    shape = (*operator.shape[:-1], _BLOCK)
+    begin = torch.randn(shape, dtype=known.dtype, device=known.device, generator=generator)
+    space = _Space(known, _SURVEY_STEPS * _BLOCK, generator)
+    space.start(begin)
+    for _ in range(_SURVEY_STEPS):
+        coupling = space.extend(operator.apply(space.block, b=-operator.upper_bound / 2), operator.upper_bound / 2)
+    theta, rotation = space.ritz()
+    share = rotation[..., :_BLOCK, :].square().sum(-2) * (operator.shape[-1] / _BLOCK)
+    count = share.cumsum(-1)
+    values = theta + operator.upper_bound / 2
+
+    def level(pairs: float) -> float:
+        index = (count < pairs).sum(-1, keepdim=True).clamp_max(values.shape[-1] - 1)
+        return float(values.gather(-1, index).max())
+
+    beyond = (coupling @ rotation[..., -_BLOCK:, :]).norm(dim=-2)
+    high = min(float((values + beyond)[..., -1].max()), operator.upper_bound)
+    window = Window(float(values.min()), level(n_pairs), level(2 * n_pairs), high)
+    damped = rotation * (values <= window.cut).unsqueeze(-2)
+    block = space.combine(damped @ rotation[..., :_BLOCK, :].mT)
+    return window, block if start is None else _mixed(start, block)
 
 
-def _fill(image: Tensor, basis: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
+    """Add the given vectors to a block, column by column: a Krylov space of the sum finds them again at once."""
+    scale = block.norm(dim=-2, keepdim=True).amax(-1, keepdim=True)
+    for column in range(0, vectors.shape[-1], _BLOCK):
+        given = vectors[..., column : column + _BLOCK]
+        block[..., : given.shape[-1]] += given * scale
+    return block
+
+
+def _degree(window: Window, dtype: torch.dtype) -> int:
+    """Degree of the polynomial: odd, so that eigenvalues above the window land on the unwanted side.
+
+    A growth of e^5 a block where the pairs end balances products against the work on the space. The lowest pairs must
+    not drown the last ones in rounding.
+    """
+    if window.high - window.cut < 0.1 * (window.high - window.low):
+        return 1
+    # a survey too short to tell the wanted end from the window says less than this
+    wanted, lowest = max(window.place(window.wanted), 1.2), window.place(window.low)
+    degree = min(15, max(1, round(5 / math.acosh(wanted)))) // 2 * 2 + 1
+    most = math.log(1e8 if dtype == torch.float64 else 100)
+    while degree > 1 and degree * (math.acosh(max(lowest, wanted)) - math.acosh(wanted)) > most:
+        degree -= 2
+    return degree
+
+
+def _run(
+    polynomial: _Filter,
+    n_pairs: int,
+    tol: float,
+    known: Tensor,
+    block: Tensor,
+    limit: int,
+    generator: torch.Generator | None,
+) -> Eigenpairs:
+    operator, degree = polynomial.operator, polynomial.degree
+    room = operator.shape[-1] - known.shape[-1]
+    capacity = min(room - _BLOCK, max((8 if degree == 1 else 4) * n_pairs, 256))
+    kept = n_pairs + max(n_pairs // 2, _BLOCK)
+    # enough steps for the space to hold what is asked for, whatever the limit
+    steps = max(limit // degree, (n_pairs + _guards(n_pairs)) // _BLOCK + 1)
+    scale = operator.upper_bound / 2 if degree == 1 else 1.0
+    target, enough = tol * operator.upper_bound / 2, 0.5
+    space = _Space(known, capacity, generator)
+    space.start(block)
+    next_check, wait = (3 if degree == 1 else 2) * n_pairs, 4 if degree == 1 else 2
+    history: list[tuple[int, float]] = []
+    for step in range(1, steps + 1):
+        coupling = space.extend(polynomial.apply(space.block), scale)
+        if not (space.full or space.size >= next_check or step == steps):
+            continue
+        theta, rotation = space.ritz()
+        # residual of a Ritz pair: the part of its image that leaves the space
+        norms = (coupling @ rotation[..., -_BLOCK:, :n_pairs]).norm(dim=-2)
+        worst = float(polynomial.residuals(theta[..., :n_pairs], norms).max())
+        if worst <= enough * target or step == steps:
+            vectors = space.combine(rotation[..., : n_pairs + _guards(n_pairs)])
+            pairs = _polish(operator, vectors, n_pairs, step * degree)
+            # where rounding of the polynomial stands in the way more steps do not help
+            drowned = degree > 1 and worst <= 0.05 * target
+            if drowned or step == steps or _done(operator, pairs, tol):
+                return pairs
+            enough = 0.1 * worst / target
+        history.append((space.size, worst))
+        next_check = space.size + _blocks_to_wait(history, target, wait) * _BLOCK
+        if space.full:
+            space.restart(theta, rotation, kept)
+            history, next_check = [], kept + wait * _BLOCK
+    raise AssertionError("unreachable: the last step returns")
+
+
+def _guards(n_pairs: int) -> int:
+    """Vectors kept beyond the pairs for a warm start: at least 8, and a whole number of blocks with the pairs."""
+    return (n_pairs + 8 + _BLOCK - 1) // _BLOCK * _BLOCK - n_pairs
+
+
+def _done(operator: SymmetricOperator, pairs: Eigenpairs, tol: float) -> bool:
+    return bool((pairs.residuals <= tol * operator.upper_bound / 2).all())
+
+
+def _fill(image: Tensor, basis: Tensor, scale: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Orthonormal block that spans ``image`` (already orthogonal to ``basis``), and the coefficients of image in it.
 
-    Directions that image lacks (the space is invariant, or nearly) are replaced by noise, with coefficient 0.
+    Directions that image lacks, beside terms of size ``scale`` (the space is invariant, or nearly), are replaced by
+    noise, with coefficient 0.
     """
+    fast = orthonormalize_fast(image)
+    if fast is not None:
+        return fast
     q, present = orthonormalize(image)
     if not bool(present.all()):
+        # directions too small beside the others to be told from rounding: once those are removed they can be
+        rest = project_out(image, torch.cat([basis, q], -1))
+        rest = rest * (rest.norm(dim=-2, keepdim=True) > 1e2 * torch.finfo(rest.dtype).eps * scale)
+        small, found = orthonormalize(rest)
+        # found ones come last there, missing ones first here
+        q, present = q + small.flip(-1) * ~present.unsqueeze(-2), present | found.flip(-1)
+    if not bool(present.all()):
         noise = torch.randn(image.shape, dtype=image.dtype, device=image.device, generator=generator)
-        noise = project_out(project_out(noise * ~present.unsqueeze(-2), basis), q)
+        noise = project_out(noise * ~present.unsqueeze(-2), torch.cat([basis, q], -1))
         q, _ = orthonormalize(q + noise)
     return q, q.mT @ image
 
 
-def _restart(space: Tensor, projected: Tensor, theta: Tensor, rotation: Tensor, kept: int) -> None:
-    """Shrink the space to its ``kept`` lowest Ritz vectors, followed by the block that continues it."""
-    size = rotation.shape[-1]
-    following = space[..., size : size + _BLOCK].clone()
-    space[..., :kept] = space[..., :size] @ rotation[..., :kept].to(space.dtype)
-    space[..., kept : kept + _BLOCK] = following
-    projected.zero_()
-    projected.diagonal(dim1=-2, dim2=-1)[..., :kept] = theta[..., :kept]
-
-
-def _blocks_to_wait(history: list[tuple[int, float]], target: float) -> int:
+def _blocks_to_wait(history: list[tuple[int, float]], target: float, most: int) -> int:
     """Blocks until the next look, from the rate at which the residual fell between the last two."""
-    if len(history) < 2 or not 0 < history[-1][1] < history[-2][1]:
-        return 4
+    if len(history) < 2 or not 0 < history[-1][1] < history[-2][1] < math.inf:
+        return most
     (before, high), (now, low) = history[-2:]
-    rate = (torch.tensor(high / low).log() / (now - before)).item()
-    needed = torch.tensor(max(low / (0.5 * target), 1.0)).log().item() / rate
+    rate = math.log(high / low) / (now - before)
+    needed = math.log(max(low / (0.5 * target), 1.0)) / rate
     # convergence speeds up as it goes: look a little before the straight line would be there
-    return max(1, min(4, round(0.75 * needed / _BLOCK)))
+    return max(1, min(most, round(0.75 * needed / _BLOCK)))
 
 
-def _polish(operator: SymmetricOperator, vectors: Tensor, iterations: int) -> Eigenpairs:
-    """A last Rayleigh-Ritz step on orthonormalised vectors, with true residuals."""
-    vectors, _ = orthonormalize(vectors)
-    image = operator.apply(vectors)
-    theta, rotation = torch.linalg.eigh((vectors.mT @ image).double())
-    theta, rotation = theta.to(vectors.dtype), rotation.to(vectors.dtype)
-    vectors, image = vectors @ rotation, image @ rotation
-    residuals = torch.linalg.vector_norm(image - vectors * theta.unsqueeze(-2), dim=-2)
-    return Eigenpairs(theta, vectors, residuals, iterations)
+def _polish(operator: SymmetricOperator, vectors: Tensor, n_pairs: int, iterations: int) -> Eigenpairs:
+    """A last Rayleigh-Ritz step with true residuals."""
+    theta, vectors, image = rayleigh_ritz(vectors, operator.apply(vectors), vectors.shape[-1])
+    theta, wanted, guards = theta[..., :n_pairs], vectors[..., :n_pairs], vectors[..., n_pairs:]
+    residuals = torch.linalg.vector_norm(image[..., :n_pairs] - wanted * theta.unsqueeze(-2), dim=-2)
+    return Eigenpairs(theta, wanted.contiguous(), residuals, iterations, guards=guards.contiguous())

@@ -51,14 +51,20 @@ def lobpcg(
     for iteration in range(1, limit + 1):
         open_ = (norms[..., :n_pairs] > target).reshape(-1, n_pairs).any(0)
         if not bool(open_.any()):
-            return Eigenpairs(theta[..., :n_pairs], x[..., :n_pairs].contiguous(), norms[..., :n_pairs], iteration - 1)
+            return _result(theta, x, norms, n_pairs, iteration - 1, high)
         # soft locking: converged pairs stay in the trial space but get no new direction; guards always do
         active = torch.cat([open_, open_.new_ones(size - n_pairs)]).nonzero().flatten()
         correction = _filtered(operator, x[..., active], theta, high)
         trial = project_out(project_out(torch.cat([correction, direction], -1), known), x)
         trial, present = orthonormalize(trial)
         x, direction, theta, norms = _update(operator, x, trial, present, active)
-    return Eigenpairs(theta[..., :n_pairs], x[..., :n_pairs].contiguous(), norms[..., :n_pairs], limit)
+    return _result(theta, x, norms, n_pairs, limit, high)
+
+
+def _result(theta: Tensor, x: Tensor, norms: Tensor, n_pairs: int, iterations: int, high: float) -> Eigenpairs:
+    wanted, guards = x[..., :n_pairs].contiguous(), x[..., n_pairs:].contiguous()
+    window = (float(theta[..., -1].max()), high)
+    return Eigenpairs(theta[..., :n_pairs], wanted, norms[..., :n_pairs], iterations, guards=guards, window=window)
 
 
 def _initial_block(

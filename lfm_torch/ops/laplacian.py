@@ -42,11 +42,12 @@ def laplacian_product_reference(
     Args:
         rowptr: ``[N + 1]`` int64, start of each row in the CSR of the symmetric weights.
         col: ``[nnz]`` int32.
-        weight: ``[nnz]``.
+        weight: ``[nnz]`` float32 or float64.
         diagonal: ``[N]``, with ``left`` and ``right`` the scalings of the chosen normalisation.
         left: ``[N]``.
         right: ``[N]``.
-        x: ``[N, m]`` block of vectors.
+        x: ``[N, m]`` block of vectors in the dtype of the weights; float16 and bfloat16 beside float32 weights are
+            storage only, the sums are float32.
         z: None or the shape of ``x``.
         a: coefficient of the Laplacian product.
         b: coefficient of ``x``.
@@ -55,12 +56,14 @@ def laplacian_product_reference(
     Returns:
         ``[N, m]`` in the dtype of ``x``.
     """
+    stored = x.dtype
+    x, z = x.to(weight.dtype), None if z is None else z.to(weight.dtype)
     # torch has no CSR product with int32 indices and int64 pointers on every device: gather and segment-sum instead
     messages = weight.unsqueeze(1) * (right.unsqueeze(1) * x)[col.long()]
     rows = torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), rowptr.diff())
     sums = torch.zeros_like(x).index_add_(0, rows, messages)
     y = a * (diagonal.unsqueeze(1) * x - left.unsqueeze(1) * sums) + b * x
-    return y if z is None else y + c * z
+    return (y if z is None else y + c * z).to(stored)
 
 
 def edge_products_reference(rowptr: Tensor, col: Tensor, left: Tensor, right: Tensor, g: Tensor, x: Tensor) -> Tensor:
