@@ -22,6 +22,10 @@ test: setup
 emulate: setup
 	$(BIN)/python -m pytest -q -m emulated
 
+# the CPU operators with AddressSanitizer and UndefinedBehaviorSanitizer, through their tests
+sanitize: setup
+	sh .ci/sanitize "$(BIN)/python"
+
 bench: setup
 	for bench in benchmarks/bench_*.py; do $(BIN)/python "$$bench" || exit 1; done
 

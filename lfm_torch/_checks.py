@@ -35,7 +35,8 @@ def check_points(name: str, x: object) -> Tensor:
 def check_finite(name: str, x: Tensor) -> None:
     """Raise ValueError naming the first row of ``x [..., n, d]`` that holds NaN or infinity."""
     # a sum is finite unless a term is not (or it overflows): one pass, and the exact look only when it is suspicious
-    if bool(x.detach().sum(dtype=torch.float64).isfinite()):
+    wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    if bool(x.detach().sum(dtype=wide).isfinite()):
         return
     bad = ~x.detach().isfinite()
     if not bool(bad.any()):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracles
 import pytest
+import scipy.sparse as sp
 import torch
 
 import lfm_torch as lfm
@@ -87,6 +89,39 @@ def test_save_and_load(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("no")
     with pytest.raises(ValueError, match="must be a safetensors file"):
         lfm.Graph.load(tmp_path / "other")
+
+
+def test_update_builds_the_same_way() -> None:
+    how: Any = {"n_neighbors": 4, "metric": "cosine", "weights": "self_tuning", "symmetrize": "mutual"}
+    x = torch.randn(2, 20, 3)
+    updated, fresh = lfm.build_graph(x, **how).update(x.sin()), lfm.build_graph(x.sin(), **how)
+    assert repr(updated) == repr(fresh)
+    assert torch.equal(updated.weight, fresh.weight)
+    with pytest.raises(ValueError, match=r"x must have shape \[2, 20, 'd'\]"):
+        updated.update(x[0])
+    with pytest.raises(ValueError, match="must come from build_graph"):
+        lfm.Graph.from_scipy(fresh.to_scipy()).update(x)
+
+
+@pytest.mark.parametrize("symmetrize", ["mean", "union", "mutual"])
+def test_graph_of_many_nodes_and_words(symmetrize: str) -> None:
+    """More nodes than the 64 x 64 that one word of the summary stands for, in a batch, against SciPy."""
+    generator = torch.Generator().manual_seed(0)
+    n, k = 9000, 6
+    x = torch.randn(2, n, 2, generator=generator)
+    graph = lfm.build_graph(x, n_neighbors=k, metric="euclidean", symmetrize=symmetrize)
+    found = lfm.knn(x, n_neighbors=k)
+    weights = (-4 * (found.distances / found.distances[..., -1:]).double() ** 2).exp().numpy()
+    columns = (found.indices + n * torch.arange(2).view(2, 1, 1)).flatten().numpy()
+    w = sp.csr_matrix((weights.ravel(), columns, np.arange(0, 2 * n * k + 1, k)), shape=(2 * n, 2 * n))
+    pattern = w.copy()
+    pattern.data[:] = 1
+    both = pattern.multiply(pattern.T)
+    wanted = {"mean": (w + w.T) / 2, "union": w.maximum(w.T), "mutual": w.minimum(w.T)}[symmetrize].tocsr()
+    wanted.sort_indices()
+    assert graph.col.numel() == (both.nnz if symmetrize == "mutual" else (pattern + pattern.T).nnz)
+    assert abs(graph.to_scipy() - wanted).max() < 1e-6
+    assert bool((graph.to_scipy().indices == wanted.indices).all())
 
 
 def test_cast_and_repr() -> None:

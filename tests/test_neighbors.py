@@ -69,9 +69,9 @@ def test_knn_batched_equals_one_by_one(metric: str) -> None:
     seed=st.integers(0, 2**31),
     metric=st.sampled_from(METRICS),
     dtype=st.sampled_from([torch.float32, torch.float64]),
-    scale=st.sampled_from([1e-18, 1e-6, 1.0, 1e6, 1e18]),
+    scale=st.sampled_from([1e-20, 1e-6, 1.0, 1e6, 1e20]),
     offset=st.sampled_from([0.0, 1.0, 1e4]),
-    kind=st.sampled_from(["normal", "grid", "duplicates", "outlier"]),
+    kind=st.sampled_from(["normal", "grid", "duplicates", "outlier", "near ties"]),
     data=st.data(),
 )
 def test_knn_of_hostile_points(
@@ -93,6 +93,8 @@ def test_knn_of_hostile_points(
         x = x[torch.randint(0, max(1, n // 3), (n,), generator=generator)]
     elif kind == "outlier":
         x[0] *= 1e12
+    elif kind == "near ties":  # apart by a few units in the last place
+        x = x[:1] + 1e-7 * x.round()
     x = ((x * 1e-2 + offset if offset > 1 else x + offset) * scale).to(dtype)
     if metric in ("cosine", "angular"):
         x = torch.where((x == 0).all(-1, keepdim=True), torch.full_like(x, scale), x)
@@ -110,6 +112,70 @@ def test_knn_of_hostile_points(
     # halves are exact in binary, and so are the distances between them: ties must fall the same way
     if kind == "grid" and metric == "euclidean" and scale == 1.0 and offset <= 1:
         assert torch.equal(found.indices, reference.indices)
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 300),
+    m=st.integers(1, 400),
+    d=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+    metric=st.sampled_from(METRICS),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    clusters=st.sampled_from([0, 1, 7]),
+    spread=st.sampled_from([1e-3, 1e-1]),
+    data=st.data(),
+)
+def test_knn_against_the_oracle(
+    n: int,
+    m: int,
+    d: int,
+    seed: int,
+    metric: str,
+    dtype: torch.dtype,
+    clusters: int,
+    spread: float,
+    data: st.DataObject,
+) -> None:
+    """Several blocks of rows and columns, tight clusters far from the centre, every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n + m, d, generator=generator)
+    if clusters:
+        points = points[torch.randint(0, clusters, (n + m,), generator=generator)] + spread * points
+    points = points.to(dtype)
+    points = torch.where((points == 0).all(-1, keepdim=True), torch.ones_like(points), points)
+    x, y = points[:n], points[n:]
+    if n > 1:
+        k = data.draw(st.integers(1, n - 1))
+        assert_neighbors(lfm.knn(x, n_neighbors=k, metric=metric), x, None, metric)
+    k = data.draw(st.integers(1, m))
+    assert_neighbors(lfm.knn(x, y, n_neighbors=k, metric=metric), x, y, metric)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+def test_knn_of_points_that_the_filter_cannot_tell_apart(metric: str) -> None:
+    """Rows whose candidates do not fit are searched again; the twin gives the same indices, not only distances."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(3, 24, generator=generator).mul(64).round()
+    near = torch.randint(0, 3, (2500, 24), generator=generator) / 512
+    x = centers[torch.randint(0, 3, (2500,), generator=generator)] + near  # exact in float32, and so are the squares
+    ours = lfm.knn(x, n_neighbors=20, metric=metric)
+    twin = lfm.knn(x, n_neighbors=20, metric=metric, backend="reference")
+    assert torch.equal(ours.indices, twin.indices)
+    assert torch.equal(ours.distances, twin.distances)
+
+
+def test_knn_where_the_limit_is_guessed_too_low() -> None:
+    """Every other point in the order of the positions is near: what the first tiles show is no sample of the rest."""
+    n = 3000
+    step = int(0.6180339887498949 * n)
+    while np.gcd(step, n) != 1:
+        step += 1
+    x = torch.randn(n, 3)
+    order = torch.arange(n) * step % n
+    x[order[:600]] *= 1e-2  # the blocks that meet first are dense, all others sparse
+    x[order[600:]] += 5 * torch.randn(n - 600, 3).sign()
+    assert_neighbors(lfm.knn(x, n_neighbors=100), x, None, "euclidean")
 
 
 def test_knn_where_the_expansion_of_the_square_fails() -> None:

@@ -1,5 +1,6 @@
-// From directed neighbour lists to a symmetric CSR graph, in linear time: transposing a CSR matrix sorts its rows, so
-// two transpositions give both orientations of every edge in sorted order, and one merge combines them.
+// From directed neighbour lists to a symmetric CSR graph, in linear time: a transposition gives the edges that reach
+// each node, and sets of bits join them with the edges that leave it.
+#include <atomic>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -40,25 +41,25 @@ struct Edge {  // together: a transposition writes to one place instead of two
 };
 
 template <class T>
-struct Lists {  // CSR with columns in ascending order
+struct Lists {  // CSR
   std::vector<int64_t> start;
   std::unique_ptr<Edge<T>[]> edge;
 };
 
-// Transposes the matrix whose row i holds entries start(i) to start(i + 1), columns numbered from first(i). Each worker
-// owns a range of rows and, per column, a range of the slots, so that columns come out sorted whatever the number of
-// workers.
-template <class T, class Start, class First, class EdgeAt>
-Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const First& first, const EdgeAt& edge) {
-  const int64_t workers = std::max<int64_t>(1, std::min<int64_t>({torch::stable::get_num_threads(), 8, entries >> 14}));
+// For every node the edges that end in it, in ascending order of where they begin. Each worker owns a range of rows
+// and, per column, a range of the slots, so that the order does not depend on the number of workers.
+template <class T>
+Lists<T> transpose(const int64_t* index, const T* weight, int64_t rows, int64_t n, int64_t k) {
+  const int64_t workers =
+      std::max<int64_t>(1, std::min<int64_t>({torch::stable::get_num_threads(), 8, rows * k >> 14}));
   const auto first_row = [&](int64_t worker) { return rows * worker / workers; };
   std::vector<std::vector<int64_t>> slots(workers);
   parallel_tasks(workers, [&](int64_t worker) {
     auto& count = slots[worker];
     count.assign(rows, 0);
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
-      int64_t* own = count.data() + first(i);
-      for (int64_t e = start(i); e < start(i + 1); ++e) ++own[edge(e).node];
+      int64_t* own = count.data() + i / n * n;
+      for (int64_t e = i * k; e < (i + 1) * k; ++e) ++own[index[e]];
     }
   });
   Lists<T> out;
@@ -73,60 +74,83 @@ Lists<T> transpose(int64_t rows, int64_t entries, const Start& start, const Firs
     }
   }
   out.start[rows] = total;
-  out.edge.reset(new Edge<T>[entries]);  // left as it is: every entry is written below
+  out.edge.reset(new Edge<T>[total]);  // left as it is: every entry is written below
   parallel_tasks(workers, [&](int64_t worker) {
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
-      int64_t* slot = slots[worker].data() + first(i);
-      for (int64_t e = start(i); e < start(i + 1); ++e) {
-        const Edge<T> old = edge(e);
-        out.edge[slot[old.node]++] = {static_cast<int32_t>(i), old.weight};
-      }
+      const int64_t base = i / n * n;
+      int64_t* slot = slots[worker].data() + base;
+      for (int64_t e = i * k; e < (i + 1) * k; ++e)
+        out.edge[slot[index[e]]++] = {static_cast<int32_t>(i - base), weight[e]};
     }
   });
   return out;
 }
 
-// Calls emit(column, forward, backward, both) for the union of two sorted lists.
-template <class T, class Emit>
-void merge(const Lists<T>& forward, const Lists<T>& backward, int64_t row, const Emit& emit) {
-  int64_t f = forward.start[row], b = backward.start[row];
-  const int64_t f_end = forward.start[row + 1], b_end = backward.start[row + 1];
-  const Edge<T> none{INT32_MAX, T(0)};
-  while (f < f_end || b < b_end) {
-    const Edge<T> to = f < f_end ? forward.edge[f] : none, from = b < b_end ? backward.edge[b] : none;
-    const bool has_f = to.node <= from.node, has_b = from.node <= to.node;
-    emit(std::min(to.node, from.node), has_f ? to.weight : T(0), has_b ? from.weight : T(0), has_f && has_b);
-    f += has_f;
-    b += has_b;
+// Sets of nodes of one graph: a bit each, and a bit for every word of them that is not empty.
+class NodeSet {
+ public:
+  explicit NodeSet(int64_t n) : word_((n + 63) / 64, 0), used_((word_.size() + 63) / 64, 0) {}
+  void insert(int64_t node) {
+    word_[node >> 6] |= uint64_t{1} << (node & 63);
+    used_[node >> 12] |= uint64_t{1} << (node >> 6 & 63);
   }
-}
+  // Calls visit(first node of a word, this word, the other's word) for the words that are not empty in one of the two,
+  // and empties both.
+  template <class Visit>
+  static void drain(NodeSet& a, NodeSet& b, const Visit& visit) {
+    for (size_t u = 0; u < a.used_.size(); ++u) {
+      for (uint64_t bits = a.used_[u] | b.used_[u]; bits; bits &= bits - 1) {
+        const size_t w = u * 64 + __builtin_ctzll(bits);
+        visit(static_cast<int64_t>(w) * 64, a.word_[w], b.word_[w]);
+        a.word_[w] = b.word_[w] = 0;
+      }
+      a.used_[u] = b.used_[u] = 0;
+    }
+  }
+
+ private:
+  std::vector<uint64_t> word_, used_;
+};
+
+// Weights of the edges that leave one node and that reach it, by the node at their other end.
+template <class T>
+struct Ends {
+  NodeSet forward, backward;
+  std::vector<T> to, from;
+  explicit Ends(int64_t n) : forward(n), backward(n), to(n), from(n) {}
+};
 
 constexpr int64_t kRowsPerTask = 256;
 
+// Columns come out of the sets of nodes in ascending order, whatever order they go in: nothing is sorted or merged.
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tensor& weights, Mode mode) {
-  const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n, entries = rows * k;
+  const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n;
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const T* weight = weights.const_data_ptr<T>();
-  const Lists<T> backward = transpose<T>(
-      rows, entries, [k](int64_t i) { return i * k; }, [n](int64_t i) { return i / n * n; },
-      [=](int64_t e) { return Edge<T>{static_cast<int32_t>(index[e]), weight[e]}; });
-  const Lists<T> forward = transpose<T>(
-      rows, entries, [&](int64_t i) { return backward.start[i]; }, [](int64_t) { return int64_t{0}; },
-      [&](int64_t e) { return backward.edge[e]; });
+  const Lists<T> lists = transpose<T>(index, weight, rows, n, k);
 
   Tensor rowptr = torch::stable::new_empty(indices, {rows + 1});
   int64_t* pointer = rowptr.mutable_data_ptr<int64_t>();
   pointer[0] = 0;
-  const int64_t tasks = (rows + kRowsPerTask - 1) / kRowsPerTask;
+  // the sets take memory for all nodes: as many rows a task as make up for it
+  const int64_t rows_per_task = std::max(kRowsPerTask, n / 32), tasks = (rows + rows_per_task - 1) / rows_per_task;
   const auto over_rows = [&](const auto& body) {
     parallel_tasks(tasks, [&](int64_t task) {
-      for (int64_t i = task * kRowsPerTask; i < std::min(rows, (task + 1) * kRowsPerTask); ++i) body(i);
+      Ends<T> ends(n);
+      for (int64_t i = task * rows_per_task; i < std::min(rows, (task + 1) * rows_per_task); ++i) body(i, ends);
     });
   };
-  over_rows([&](int64_t i) {
+  const auto wanted = [mode](uint64_t forward, uint64_t backward) {
+    return mode == Mode::mutual ? forward & backward : forward | backward;
+  };
+  over_rows([&](int64_t i, Ends<T>& ends) {
+    for (int64_t e = i * k; e < (i + 1) * k; ++e) ends.forward.insert(index[e]);
+    for (int64_t e = lists.start[i]; e < lists.start[i + 1]; ++e) ends.backward.insert(lists.edge[e].node);
     int64_t count = 0;
-    merge(forward, backward, i, [&](int32_t, T, T, bool both) { count += mode != Mode::mutual || both; });
+    NodeSet::drain(ends.forward, ends.backward, [&](int64_t, uint64_t forward, uint64_t backward) {
+      count += __builtin_popcountll(wanted(forward, backward));
+    });
     pointer[i + 1] = count;
   });
   std::partial_sum(pointer, pointer + rows + 1, pointer);
@@ -134,12 +158,28 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   Tensor value = torch::stable::new_empty(weights, {pointer[rows]});
   int32_t* columns = col.mutable_data_ptr<int32_t>();
   T* values = value.mutable_data_ptr<T>();
-  over_rows([&](int64_t i) {
+  over_rows([&](int64_t i, Ends<T>& ends) {
+    const int64_t base = i / n * n;
+    for (int64_t e = i * k; e < (i + 1) * k; ++e) {
+      ends.forward.insert(index[e]);
+      ends.to[index[e]] = weight[e];
+    }
+    for (int64_t e = lists.start[i]; e < lists.start[i + 1]; ++e) {
+      ends.backward.insert(lists.edge[e].node);
+      ends.from[lists.edge[e].node] = lists.edge[e].weight;
+    }
     int64_t at = pointer[i];
-    merge(forward, backward, i, [&](int32_t j, T f, T b, bool both) {
-      if (mode == Mode::mutual && !both) return;
-      columns[at] = j;
-      values[at++] = combine(mode, f, b);
+    NodeSet::drain(ends.forward, ends.backward, [&](int64_t first, uint64_t forward, uint64_t backward) {
+      for (uint64_t bits = wanted(forward, backward); bits; bits &= bits - 1) {
+        const int64_t j = first + __builtin_ctzll(bits);
+        columns[at] = static_cast<int32_t>(base + j);
+        values[at++] = combine(mode, ends.to[j], ends.from[j]);
+      }
+      // an absent direction weighs nothing
+      for (uint64_t bits = forward | backward; bits; bits &= bits - 1) {
+        const int64_t j = first + __builtin_ctzll(bits);
+        ends.to[j] = ends.from[j] = T(0);
+      }
     });
   });
   return {rowptr, col, value};
@@ -193,7 +233,16 @@ void check_lists(const Tensor& indices, const Tensor& weights) {
 
 // A wrong index would be a write out of bounds; the scan costs little beside the transposition.
 void check_indices_in_range(const Tensor& indices) {
+  constexpr int64_t kChunk = 1 << 16;
   const int64_t n = indices.size(1), entries = indices.numel(), *index = indices.const_data_ptr<int64_t>();
+  std::atomic<bool> wrong{false};
+  parallel_tasks((entries + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    uint64_t largest = 0;  // a negative index is larger than any
+    for (int64_t e = chunk * kChunk; e < std::min(entries, (chunk + 1) * kChunk); ++e)
+      largest = std::max(largest, static_cast<uint64_t>(index[e]));
+    if (entries > 0 && largest >= static_cast<uint64_t>(n)) wrong = true;
+  });
+  if (!wrong) return;
   for (int64_t e = 0; e < entries; ++e)
     LFM_CHECK(index[e] >= 0 && index[e] < n, "indices must lie in [0, ", n, "), got ", index[e]);
 }

@@ -19,6 +19,7 @@ namespace lfm::knn {
 struct Quantile {
   const float* values;
   int64_t size, rank;
+  int64_t enough;  // so many at or below it are close enough
   float out;
 };
 
@@ -58,8 +59,7 @@ LFM_INLINE void quantile_body(Quantile& q) {
     high = q.values[i] > high ? q.values[i] : high;
   }
   int64_t below = q.size;
-  const int64_t enough = q.rank + q.rank / 32;
-  for (int step = 0; step < 40 && below > enough; ++step) {
+  for (int step = 0; step < 40 && below > q.enough; ++step) {
     const float middle = low + (high - low) / 2;
     if (!(middle > low) || !(middle < high)) break;
     const int64_t count = count_not_above<kBytes>(q.values, q.size, middle);
@@ -139,7 +139,7 @@ class CandidateLists {
   // Drops what cannot be among the k nearest of a row; false if the limit was too low, or candidates did not fit.
   bool finish(int64_t row) {
     if (count_[row] < k_) return false;
-    const float proven = upper_bound(row, k_);
+    const float proven = upper_bound(row, k_, k_ + k_ / 32 + 1);
     if (!(proven <= limit_[row])) return false;
     limit_[row] = proven;
     drop_above_limit(row);
@@ -155,7 +155,7 @@ class CandidateLists {
 
  private:
   // About the rank-th smallest upper bound, never below it; infinity if there are fewer.
-  float upper_bound(int64_t row, int64_t rank) {
+  float upper_bound(int64_t row, int64_t rank, int64_t enough) {
     const double unit = row_unit_[row];
     const float linear = static_cast<float>(2 * gap_.error * unit * (1 + 0x1p-20));
     const float square = static_cast<float>(gap_.square * (1 + 0x1p-20));
@@ -169,13 +169,13 @@ class CandidateLists {
       const float other = column_unit[list[c].column];
       upper[c] = list[c].lower + (linear * other + (square * other * other + constant));
     }
-    Quantile wanted{upper, size, rank, 0};
+    Quantile wanted{upper, size, rank, enough, 0};
     quantile(wanted);
     return wanted.out;
   }
 
   void lower_limit(int64_t row, int64_t rank) {
-    limit_[row] = std::min(limit_[row], upper_bound(row, rank));
+    limit_[row] = std::min(limit_[row], upper_bound(row, rank, rank + rank / 16 + 2));
     drop_above_limit(row);
   }
 
