@@ -3,7 +3,7 @@ and a few known pairs connect it to the first, whose images are labelled.
 
     python examples/label_transfer.py --data FOLDER [--anchors 5 10 25 50 100 300] [--layer 7] [--out DIR]
 
-FOLDER is that of `cifar10_layers.py`: `cifar10_probe.npz` and `cifar10_cnn/model_seed_*.pth`. Beside the anchors the
+FOLDER is that of `cifar10.py`: `cifar10_probe.npz` and `cifar10_cnn/model_seed_*.pth`. Beside the anchors the
 two networks see DIFFERENT images, so that most rows of one space have no partner in the other (--same: all shared).
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10_layers import DEFAULT_DATA, CifarCNN, load_images
+from cifar10 import DEFAULT_DATA, CifarCNN, load_images
 from torch import Tensor
 
 import lfm_torch as lfm
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
         raise SystemExit(f"no folder {args.data}; name one with --data")
     counts = sorted(set(args.anchors))
     shared = args.images if args.same else counts[-1]
-    images, labels = load_images(args.data, 2 * args.images - shared)
+    images, labels = load_images(args.data, slice(2 * args.images - shared))
     spaces = features(args.data, images, args.layer, args.models)
     # the first `shared` images are seen by both: the anchors are among these
     seen_x = torch.arange(args.images)

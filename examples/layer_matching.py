@@ -88,7 +88,7 @@ def accuracy_figure(tables: dict[str, dict[str, dict[str, float]]]) -> Figure:
         ax.set_xlim(0, 1.02)
         ax.grid(axis="x", color="0.92")
         ax.set_axisbelow(True)
-        ax.set_xlabel("layers whose most similar layer in another network is the same one")
+        ax.set_xlabel("share of layers found again in another network")
         ax.legend(loc="lower left", bbox_to_anchor=(0.15, 0.02), frameon=False)
     return figure
 

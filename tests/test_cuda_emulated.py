@@ -73,7 +73,12 @@ def knn(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> str:
-    load(tmp_path_factory.mktemp("others"), "lfm_emulated", ("geodesic_cuda", "graph_cuda", "laplacian_cuda"), {})
+    load(
+        tmp_path_factory.mktemp("others"),
+        "lfm_emulated",
+        ("geodesic_cuda", "graph_cuda", "laplacian_cuda", "maps_cuda"),
+        {},
+    )
     return "lfm_emulated"
 
 
@@ -187,3 +192,18 @@ def test_geodesics(others: str, order: None, monkeypatch: pytest.MonkeyPatch) ->
     for b, n, k, p in ((1, 2, 1, 1), (2, 40, 2, 3), (1, 60, 3, 15), (2, 30, 9, 37)):
         for dtype in (torch.float32, torch.float64):
             cuda.check_geodesics(generator, dtype, b, n, k, p)
+
+
+@pytest.mark.parametrize("order", ORDERS, indirect=True)
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
+def test_map_energies(others: str, order: None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    redirect(monkeypatch, others)
+    for args in OPERATORS["map_energies"].sample_inputs(torch.device("cpu"), dtype):
+        cuda.check_close(cuda.call("map_energies", *args)[0], cuda.twin_in_float64("map_energies", *args)[0])
+    # maps too large for shared memory are read where they lie
+    generator = torch.Generator().manual_seed(0)
+    C = 0.1 * cuda.randn(generator, 2, 90, 2, 140, dtype=dtype)
+    factors = [cuda.randn(generator, *shape, dtype=dtype) for shape in ((1, 2, 140), (2, 1, 90)) * 2]
+    for skip in (0, 3):
+        args = (C, *factors, skip)
+        cuda.check_close(cuda.call("map_energies", *args)[0], cuda.twin_in_float64("map_energies", *args)[0])

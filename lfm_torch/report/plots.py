@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,6 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lfm_torch.measures import MEASURES
 from lfm_torch.report.figures import DASHES, MARKERS, STYLE
 from lfm_torch.report.scales import line_colors, name_of
 
@@ -59,7 +59,10 @@ def map_figure(maps: Mapping[str, FunctionalMap]) -> Figure:
             ax.set_xlabel("eigenfunction of x")
             ax.spines[:].set_visible(False)
         axes[0].set_ylabel("eigenfunction of y")
-        bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02, label="squared coefficient")
+        exponents = range(round(math.log10(_FLOOR)), 1)
+        bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.02, label="squared coefficient")
+        bar.set_ticks([10.0**e for e in exponents], labels=[f"{10.0**e:g}" for e in exponents])
+        bar.minorticks_off()
         bar.outline.set_visible(False)
     return figure
 
@@ -110,7 +113,8 @@ def curve_figure(
         _lines(ax, {name_of(name): (x, values) for name, values in curves.items()})
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
-        if all(name in MEASURES and not MEASURES[name].is_distance for name in curves):
+        values = [value for curve in curves.values() for value in curve]
+        if min(values, default=0) >= 0 and max(values, default=0) <= 1 + 1e-6:
             ax.set_ylim(0, 1.02)
         ax.grid(axis="y", color="0.92")
         ax.set_axisbelow(True)

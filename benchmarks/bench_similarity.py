@@ -1,0 +1,119 @@
+"""All pairs of many bases, and the chance level of one pair.
+
+Contenders for all pairs: the stacked product with one fused pass (`Maps`), the matrix products that it needs alone, and
+a Python loop over pairs with the same formulas. Equal answers are asserted first.
+"""
+
+from __future__ import annotations
+
+import harness
+import torch
+from torch import Tensor
+
+import lfm_torch as lfm
+from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.similarity import HEAT_TIME, Maps, heat, overlap
+from lfm_torch.similarity import lfm as lfm_reading
+
+SIDE = 32
+
+
+def stacked(evecs: Tensor, evals: Tensor, side: int = SIDE) -> Tensor:
+    """The three default measures of all pairs x <= y, tile by tile."""
+    count = len(evecs)
+    out = torch.zeros(3, count, count)
+    for i in range(0, count, side):
+        for j in range(i, count, side):
+            maps = Maps.between(evecs[i : i + side], evals[i : i + side], evecs[j : j + side], evals[j : j + side])
+            values = (lfm_reading(maps, symmetric=True, centered=True), overlap(maps), heat(maps))
+            for k, value in enumerate(values):
+                out[k, i : i + side, j : j + side] = value.mT
+    return out
+
+
+def products(evecs: Tensor, side: int = SIDE) -> None:
+    """The matrix products of the same tiles: the maps, and the two Gram matrices of each."""
+    count, m = evecs.shape[:2]
+    for i in range(0, count, side):
+        for j in range(i, count, side):
+            x, y = evecs[i : i + side].flatten(0, 1), evecs[j : j + side].flatten(0, 1)
+            C = (y @ x.mT).view(-1, m, len(x) // m, m).transpose(1, 2)
+            torch.matmul(C.mT, C)
+            torch.matmul(C, C.mT)
+
+
+def one_pair(evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor) -> list[float]:
+    """The three measures in plain PyTorch."""
+    C = evecs_y @ evecs_x.mT
+    rest = C[1:, 1:]
+    grams = (rest.mT @ rest, rest @ rest.mT)
+    scores = [gram.diagonal().square().sum() / gram.square().sum() for gram in grams]
+    squares = C.square()
+    heat_x, heat_y = (-HEAT_TIME * evals_x).exp(), (-HEAT_TIME * evals_y).exp()
+    kernel = heat_y @ squares @ heat_x / (heat_x.square().sum() * heat_y.square().sum()).sqrt()
+    return [float((scores[0] + scores[1]) / 2), float(squares.sum() / len(C)), float(kernel)]
+
+
+def loop(evecs: Tensor, evals: Tensor, first: int) -> Tensor:
+    """All pairs of the first items, one by one."""
+    out = torch.zeros(3, first, first)
+    for i in range(first):
+        for j in range(i, first):
+            out[:, i, j] = torch.tensor(one_pair(evecs[i], evals[i], evecs[j], evals[j]))
+    return out
+
+
+def main() -> None:
+    args = harness.arguments(__doc__.splitlines()[0])
+    count, n, m = (64, 500, 20) if args.quick else (512, 2000, 50)
+    generator = torch.Generator().manual_seed(0)
+    base = torch.linalg.qr(torch.randn(n, 2 * m, generator=generator)).Q
+    # related subspaces, so that the measures are neither 0 nor 1
+    mixed = base @ torch.linalg.qr(torch.randn(count, 2 * m, m, generator=generator)).Q
+    evecs, evals = mixed.mT.contiguous(), torch.rand(count, m, generator=generator).sort(-1).values
+
+    # a loop over all pairs takes minutes: it is timed on some, and pairs of it all cost the same
+    first = min(count, 48)
+    whole, single = stacked(evecs[:first], evals[:first], 16), loop(evecs, evals, first)
+    upper = torch.triu(torch.ones(first, first, dtype=torch.bool))
+    assert torch.allclose(whole[:, upper], single[:, upper], atol=1e-5)
+    fmap = FunctionalMap(evecs[1] @ evecs[0].mT, evals[0], evals[1])
+    assert abs(float(lfm.heat_overlap(fmap)) - float(whole[2, 0, 1])) < 1e-5
+
+    seconds = harness.interleaved(
+        {
+            "all pairs": lambda: stacked(evecs, evals),
+            "matrix products alone": lambda: products(evecs),
+            "loop over some pairs": lambda: loop(evecs, evals, first),
+        },
+        args.repeats,
+    )
+    pairs, some = count * (count + 1) // 2, first * (first + 1) // 2
+    share = harness.median(seconds["loop over some pairs"]) / some * pairs
+    ours = harness.median(seconds["all pairs"])
+    rows = [
+        {"what": "all pairs", "seconds": ours, "pairs": pairs, "n": n, "n_basis": m},
+        {"what": "matrix products alone", "seconds": harness.median(seconds["matrix products alone"]), "pairs": pairs},
+        {"what": "Python loop, from some pairs", "seconds": share, "pairs": pairs},
+    ]
+    rows[0]["times the products"] = 1 / harness.ratio(seconds, "matrix products alone", "all pairs")
+    rows[0]["times faster than a loop"] = share / ours
+
+    # the chance level of one pair, graphs and bases included
+    n = 1000 if args.quick else 5000
+    x = torch.randn(n, 64, generator=generator)
+    y = x @ torch.randn(64, 64, generator=generator) / 8 + 0.5 * torch.randn(n, 64, generator=generator)
+    shuffles = harness.interleaved(
+        {
+            str(count): lambda count=count: lfm.significance(x, y, n_permutations=count, n_splits=0)
+            for count in (2, 10, 100)
+        },
+        args.repeats,
+    )
+    for count, times in shuffles.items():
+        rows.append({"what": f"significance, {count} shuffles", "seconds": harness.median(times), "pairs": 1, "n": n})
+    harness.write("similarity" + ("-quick" if args.quick else ""), rows)
+
+
+if __name__ == "__main__":
+    main()
