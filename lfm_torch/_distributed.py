@@ -46,27 +46,3 @@ def from_rank_zero(work: Callable[[], T]) -> T:
         raise RuntimeError(f"rank 0 failed: {reason}")
     result: T = value
     return result
-
-
-def on_every_rank(work: Callable[[], T]) -> T:
-    """Return what ``work`` gave on this rank, once all have succeeded; every rank must call.
-
-    Raises:
-        Exception: what ``work`` raised here, or a RuntimeError that names a rank where it did.
-    """
-    if world_size() == 1:
-        return work()
-    failure: Exception | None = None
-    result: list[T] = []
-    try:
-        result.append(work())
-    except Exception as error:
-        failure = error
-    reasons: list[str | None] = [None] * world_size()
-    dist.all_gather_object(reasons, None if failure is None else _checks.one_line(failure, typed=True))
-    if failure is not None:
-        raise failure
-    for rank, reason in enumerate(reasons):
-        if reason is not None:
-            raise RuntimeError(f"rank {rank} failed: {reason}")
-    return result[0]

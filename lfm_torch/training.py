@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks, _files
-from lfm_torch._distributed import from_rank_zero, is_rank_zero, on_every_rank
+from lfm_torch._distributed import from_rank_zero, is_rank_zero
 from lfm_torch._probe import is_sharded, unwrapped
 from lfm_torch._spaces import SpaceSettings
 from lfm_torch._tracker import Chance, Extracted, Moment, Point, Reference, Tracker
@@ -78,8 +78,8 @@ class Monitor:
     buffers, random number generators, hooks, autocast. Compiled, DDP- and FSDP-wrapped models are taken as they are.
 
     Under torch.distributed every rank must call the same methods. Rank zero measures its model and hands the result to
-    all, so that they agree to the bit; with FSDP every rank takes part in the forward pass. An error on one rank is
-    raised on all.
+    all, so that they agree to the bit; an error there is raised on all. With FSDP every rank takes part in the forward
+    pass; one that fails alone inside it leaves the others waiting, as it does in training.
 
     On a GPU only the forward pass keeps the training waiting: graphs and bases are made by a thread on a CUDA stream of
     its own, and the point (and its alerts) is there at the next measurement or :meth:`flush`. ``background=False``
@@ -347,12 +347,9 @@ class Monitor:
         """Extract on the ranks that must; None elsewhere. An error is a value: all ranks must come to the next step."""
         start = time.perf_counter()
         try:
-            if is_sharded(self.model):
-                layers = on_every_rank(functools.partial(self._activations, self.model))
-            elif is_rank_zero():
-                layers = self._activations(self.model)
-            else:
+            if not is_rank_zero() and not is_sharded(self.model):
                 return None
+            layers = self._activations(self.model)
             if is_rank_zero() and self._tracker.needs_reference:
                 self._tracker.set_reference(self._fixed_reference())
         except Exception as error:
