@@ -1,0 +1,111 @@
+"""What watching costs: ResNet-18 on CIFAR-size images, a probe of 2,000, four layers, once per epoch of 50,000.
+
+An epoch takes half an hour and more on two cores, so a few training steps are timed and multiplied; the row says by
+what. First and later measurements are split into the forward pass and the reduction (neighbours, graph, basis, scores),
+which starts from the last basis.
+"""
+
+from __future__ import annotations
+
+import time
+
+import harness
+import torch
+from torch import Tensor, nn
+
+from lfm_torch.training import Monitor
+
+N_TRAINING, BATCH = 50_000, 128
+
+
+class Block(nn.Module):
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.second(self.norm1(self.first(x)).relu()))
+        return (y + self.shortcut(x)).relu()
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 as it is used on CIFAR: a 3 x 3 stem without pooling (He et al. 2016; 11.2 million weights)."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        sizes = [(width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 8 * width, 2)]
+        self.layers = nn.ModuleList(nn.Sequential(Block(i, o, s), Block(o, o, 1)) for i, o, s in sizes)
+        self.fc = nn.Linear(8 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def images(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ten classes of smooth patterns in noise: something that can be learnt, and costs what CIFAR-10 costs."""
+    patterns = nn.functional.interpolate(
+        torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(9)), size=32, mode="bilinear"
+    )
+    labels = torch.randint(10, (n,), generator=generator)
+    return patterns[labels] + torch.randn(n, 3, 32, 32, generator=generator), labels
+
+
+def main() -> None:
+    args = harness.arguments(__doc__.splitlines()[0])
+    width, n_probe, steps, measurements = (16, 600, 2, 3) if args.quick else (64, 2000, 3, 3)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    model = ResNet18(width)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    monitor = Monitor(model, images(n_probe, generator)[0], layers="layers.*", background=False)
+    step_seconds, total_seconds = [], []
+    for point in range(measurements):
+        start = time.perf_counter()
+        monitor.measure(step=point)
+        total_seconds.append(time.perf_counter() - start)
+        for _ in range(steps if point < measurements - 1 else 0):
+            x, y = images(BATCH, generator)
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            step_seconds.append(time.perf_counter() - start)
+    per_epoch = N_TRAINING / BATCH
+    epoch = harness.median(step_seconds) * per_epoch
+    rows = []
+    for i, (point, total) in enumerate(zip(monitor.history, total_seconds, strict=True)):
+        rows.append(
+            {
+                "what": "first measurement" if i == 0 else f"measurement {i + 1}, warm",
+                "seconds": total,
+                "forward": point.seconds["extract"],
+                "reduce": point.seconds["reduce"],
+                "percent of an epoch": 100 * total / epoch,
+                "heat, last layer": point.scores["layers.3"].get("heat", float("nan")),
+            }
+        )
+    rows[1]["reduce, times cheaper"] = rows[0]["reduce"] / rows[1]["reduce"]
+    rows.append(
+        {
+            "what": f"epoch, from {len(step_seconds)} steps of {BATCH} times {per_epoch / len(step_seconds):.1f}",
+            "seconds": epoch,
+            "forward": harness.median(step_seconds),
+        }
+    )
+    harness.write("training" + ("-quick" if args.quick else ""), rows)
+
+
+if __name__ == "__main__":
+    main()
