@@ -1,13 +1,13 @@
 """Align a small student to a teacher on handwritten digits: which loss makes their representations alike, at what cost?
 
-    python examples/distill.py [--seeds 3] [--epochs 12] [--images 300]
+    python examples/distill.py [--seeds 3] [--epochs 60] [--weight 1]
 
-The student, a fraction of the teacher's size, learns from few labelled images: alone, and with each alignment loss
-between its last features and the teacher's. Reported on held-out digits, mean over seeds: accuracy, and the similarity
-of the features to the teacher's by three measures, none of which is exactly a loss.
+The student has a seventeenth of the teacher's weights. It learns alone, and with each alignment loss between its last
+features and the teacher's, from the same start and the same batches. Reported on held-out digits, mean over seeds:
+accuracy, and the similarity of its features to the teacher's. About a minute on two idle cores.
 """
 
-# %% a teacher and a student of a tenth of its size
+# %% a teacher and a student, the same kind of network
 from __future__ import annotations
 
 import argparse
@@ -81,7 +81,7 @@ def losses() -> dict[str, Alignment | None]:
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--weight", type=float, default=1.0, help="of the alignment beside the cross entropy")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for the table")
     args = parser.parse_args(argv)

@@ -69,3 +69,20 @@ def test_an_example_without_its_data_says_what_it_wants(name: str, tmp_path: Pat
         load(name).main(["--data", str(tmp_path)])
     with pytest.raises(SystemExit, match="no folder"):
         load(name).main(["--data", str(tmp_path / "absent")])
+
+
+def test_callback_lightning(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    found = load("callback_lightning").main(["--out", str(tmp_path), "--epochs", "2"])
+    assert [epoch for epoch, _ in found["initial"]] == [0, 1, 2]
+    # the second epoch moves every layer less than the first, which begins at random weights
+    assert all(found["previous"][2][1][layer] > found["previous"][1][1][layer] for layer in found["previous"][1][1])
+    assert (tmp_path / "lfm-initial" / "curves.png").exists()
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_distill(tmp_path: Path) -> None:
+    table = load("distill").main(["--seeds", "1", "--epochs", "2", "--out", str(tmp_path / "table.json")])
+    assert list(table) == ["none", "linear CKA", "LFM, exact (heat)", "Dirichlet energy"]
+    # two epochs are no comparison; what must hold from the start is that the gradients point the right way
+    assert all(row["overlap"] > table["none"]["overlap"] for name, row in table.items() if name != "none")
