@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     # %% the teacher, once
     torch.manual_seed(100)
     teacher = Features(32, 4)
-    train(teacher, images, labels, 30, None, images)
+    train(teacher, images, labels, max(5, args.epochs // 2), None, images)
     with torch.no_grad():
         target, held_target = teacher.body(images), teacher.body(held_images)
     accuracy = (teacher.head(held_target).argmax(1) == held_labels).float().mean()
