@@ -49,12 +49,13 @@ def load_array(path: str | Path) -> Tensor:
     return _as_tensor(path, _pick(path, read_tensors(file), name))
 
 
-def read_tensors(path: str | Path, *, unsafe_pickle: bool = False) -> Any:
+def read_tensors(path: str | Path, *, unsafe_pickle: bool = False, mapped: bool = False) -> Any:
     """Read what a safetensors or torch file holds, on the CPU.
 
     Args:
         path: ``.safetensors``, or anything ``torch.save`` wrote.
         unsafe_pickle: Let a pickle run the code it names. Only for files you trust.
+        mapped: Map a torch file into memory instead of reading it (safetensors always are).
 
     Raises:
         FileNotFoundError: no such file.
@@ -72,7 +73,8 @@ def read_tensors(path: str | Path, *, unsafe_pickle: bool = False) -> Any:
             raise ValueError(f"{path} must be a readable safetensors file, got: {error}") from error
     try:
         with _without_warnings():
-            return torch.load(path, map_location="cpu", weights_only=not unsafe_pickle)
+            mapped = mapped and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=not unsafe_pickle, mmap=mapped)
     except pickle.UnpicklingError as error:
         if not unsafe_pickle and (zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80"):
             raise ValueError(_refusal(path, str(error))) from None

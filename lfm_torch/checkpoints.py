@@ -6,6 +6,7 @@ import copy
 import difflib
 import functools
 import glob
+import json
 import os
 import re
 import threading
@@ -24,11 +25,19 @@ from lfm_torch.arrays import check_file, read_tensors
 from lfm_torch.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest
 from lfm_torch.representation import POOLINGS, Pooling, activations, as_batches, move_model, resolve_layers
 from lfm_torch.sources import Source
+from lfm_torch.store import INDEX, PIECES
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # where training loops put the weights inside a checkpoint
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")
 _LISTED = 4
+# what Hugging Face's save_pretrained writes, the safer first
+_FOLDER_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 @dataclass(frozen=True)
@@ -49,18 +58,24 @@ class Checkpoint:
 
 
 def find_checkpoints(
-    paths: str | Path | Sequence[str | Path], *, pattern: str | re.Pattern[str] | None = None
+    paths: str | Path | Sequence[str | Path],
+    *,
+    pattern: str | re.Pattern[str] | None = None,
+    suffixes: Sequence[str] = SUFFIXES,
 ) -> list[Checkpoint]:
     """List checkpoint files, grouped into runs and ordered along training.
 
     The run of a file is its directory, with what its name holds beside the epoch or step:
     ``seed0/epoch=04-step=75.ckpt`` is step 4 of run "seed0", ``resnet_epoch_12.pt`` step 12 of "resnet",
-    ``model_seed_3.pth`` a run of its own. "last" and "final" come at the end of their directory's run.
+    ``model_seed_3.pth`` a run of its own. "last" and "final" come at the end of their directory's run. A directory as
+    Hugging Face's Trainer writes it (``checkpoint-500/model.safetensors``, in shards or not) is one checkpoint, and its
+    optimizer and other files are none.
 
     Args:
         paths: Files, globs (``**`` for any depth) and directories (searched for .ckpt, .pt, .pth and .safetensors).
         pattern: Regular expression with the groups ``run`` and ``step`` (either may be left out), searched in the path
             with forward slashes, to replace the rules above.
+        suffixes: Endings of the files that are looked for in directories.
 
     Returns:
         Checkpoints in order of run, then step. Names are paths below the common directory, without ending.
@@ -78,9 +93,11 @@ def find_checkpoints(
         ...     [(c.name, c.step) for c in find_checkpoints(folder)]
         [('epoch=2', 2), ('epoch=10', 10)]
     """
-    files = _files_of([paths] if isinstance(paths, (str, Path)) else paths)
-    common = Path(os.path.commonpath([_absolute(file).parent for file in files]))
-    relative = {file: _absolute(file).relative_to(common) for file in files}
+    files = _files_of([paths] if isinstance(paths, (str, Path)) else paths, suffixes)
+    # a folder's weights are called by the folder
+    called = {file: _absolute(file.parent if file.name in _FOLDER_WEIGHTS else file) for file in files}
+    common = Path(os.path.commonpath([path.parent for path in called.values()]))
+    relative = {file: path.relative_to(common) for file, path in called.items()}
     short = {file: file_name.with_suffix("").as_posix() for file, file_name in relative.items()}
     if len(set(short.values())) < len(files):
         short = {file: file_name.as_posix() for file, file_name in relative.items()}
@@ -107,13 +124,13 @@ def in_order(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     )
 
 
-def _files_of(paths: Sequence[str | Path]) -> list[Path]:
+def _files_of(paths: Sequence[str | Path], suffixes: Sequence[str]) -> list[Path]:
     files: dict[Path, Path] = {}
     for path in paths:
         text = str(path)
         if Path(text).is_dir():
-            matched = sorted(file for file in Path(text).rglob("*") if file.suffix in SUFFIXES and file.is_file())
-            wanted = f"a directory with checkpoints ({', '.join(SUFFIXES)})"
+            matched = _below(Path(text), suffixes)
+            wanted = f"a directory with checkpoints ({', '.join(suffixes)})"
         elif Path(text).exists() or not glob.has_magic(text):
             # a missing file stays in the list: it is a failure of its own, not of the others
             matched, wanted = [Path(text)], "a file"
@@ -127,6 +144,46 @@ def _files_of(paths: Sequence[str | Path]) -> list[Path]:
     if not files:
         raise ValueError("checkpoints must name at least one file, got none")
     return list(files.values())
+
+
+def _below(directory: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files below a directory; of one that holds a model as Hugging Face saves it, the weights alone.
+
+    The bases that an earlier comparison stored there are none.
+    """
+    stores = {file.parent / PIECES for file in directory.rglob(INDEX)}
+    inside: dict[Path, list[Path]] = {}
+    for file in sorted(directory.rglob("*")):
+        if (
+            stores.isdisjoint(file.parents)
+            and file.is_file()
+            and (file.suffix in suffixes or file.name in _FOLDER_WEIGHTS)
+        ):
+            inside.setdefault(file.parent, []).append(file)
+    found = []
+    for files in inside.values():
+        names = {file.name: file for file in files}
+        weights = next((names[name] for name in _FOLDER_WEIGHTS if name in names), None)
+        found += files if weights is None else [weights]
+    return found
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files a checkpoint's weights are in: itself, or the shards that an index lists.
+
+    Raises:
+        ValueError: an index that does not read.
+    """
+    if not path.name.endswith(".index.json"):
+        return [path]
+    try:
+        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} must be an index of shards with a 'weight_map', got one that does not read"
+        ) from error
+    # a name in an index is a file beside it, nowhere else
+    return [path, *(path.parent / Path(shard).name for shard in shards)]
 
 
 def _absolute(path: Path) -> Path:
@@ -224,7 +281,11 @@ def fitting_weights(model: nn.Module, path: str | Path, *, unsafe_pickle: bool =
         FileNotFoundError: no such file.
         ValueError: as :func:`load_weights`.
     """
-    state = _state_of(path, read_tensors(path, unsafe_pickle=unsafe_pickle))
+    first, *shards = weight_files(Path(path))
+    if shards:
+        state = {name: x for shard in shards for name, x in _state_of(shard, read_tensors(shard)).items()}
+    else:
+        state = _state_of(path, read_tensors(first, unsafe_pickle=unsafe_pickle))
     fitting, missing = _fit(path, model, state)
     return fitting | {name: model.state_dict()[name] for name in missing}
 
@@ -410,14 +471,23 @@ class Checkpoints(Source):
         path = self._by_name[name].path
         assert path is not None
         check_file(path)
-        weights = digest_of(path, file_digest)
+        weights = [digest_of(file, file_digest) for file in weight_files(path)]
         return {layer: digest("checkpoint", self._digest, weights, layer) for layer in self.layers}
 
     @functools.cached_property
     def _digest(self) -> str:
-        data, _ = batches_digest(as_batches(self.data, self.batch_size))
+        data, _ = self._probe
         kind = next((p.device.type for p in self.model.parameters()), "cpu")
         return digest(model_digest(self.model), data, self.pooling, self.batch_size, kind)
+
+    @functools.cached_property
+    def _probe(self) -> tuple[str, int]:
+        return batches_digest(as_batches(self.data, self.batch_size))
+
+    @property
+    def n_samples(self) -> int:
+        """Number of probe inputs."""
+        return self._probe[1]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -21,22 +21,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, _files, cli_cache
+from lfm_torch import _checks, _files, cli_cache, runfile
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
-from lfm_torch.checkpoints import Checkpoints, find_checkpoints
+from lfm_torch.checkpoints import SUFFIXES, Checkpoints, find_checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.engines import ENGINES
 from lfm_torch.graph import WEIGHTS
+from lfm_torch.jobs import Settings
 from lfm_torch.measures import DEFAULT_MEASURES, MEASURES, check_measures
+from lfm_torch.models import ORIGINS, Activations, Models
 from lfm_torch.ops.knn import METRICS
 from lfm_torch.pipeline import similarity
+from lfm_torch.plan import plan
 from lfm_torch.report import terminal
 from lfm_torch.representation import POOLINGS
 from lfm_torch.significance import significance
-from lfm_torch.store import parse_size
+from lfm_torch.sources import Source
+from lfm_torch.store import INDEX, Store, parse_size
 
 OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
 _EXIT_STATUS = """exit status:
@@ -49,7 +53,14 @@ _EXIT_STATUS = """exit status:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: what the user did wrong is a line, never a traceback."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(_with_run_file(list(sys.argv[1:] if argv is None else argv)))
+    except _checks.USER_ERRORS as error:
+        print(f"lfm-torch: error: {_checks.one_line(error)}", file=sys.stderr)
+        return FAILED
+    if getattr(arguments, "checkpoints", None) == []:
+        parser.error("compare: CKPT must name at least one file, directory or model")
     try:
         status: int = arguments.run(arguments)
         # a reader that has gone is met here, not by the interpreter at exit
@@ -82,9 +93,16 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "compare", _compare, "compare saved checkpoints, layer by layer, and write a report")
     command.add_argument(
-        "checkpoints", nargs="+", metavar="CKPT", help=".ckpt, .pt, .pth, .safetensors; globs; directories"
+        "checkpoints",
+        nargs="*",
+        metavar="CKPT",
+        help=f"{', '.join(SUFFIXES)}; globs; directories; or models by name, {', '.join(o + ':NAME' for o in ORIGINS)}",
     )
-    _add_model(command)
+    command.add_argument("--config", metavar="FILE", help="options in a .toml or .yaml file; those given here win")
+    command.add_argument(
+        "--activations", action="store_true", help="CKPT are saved activations, a file a network, an array a layer"
+    )
+    _add_model(command, required=False)
     _add_settings(command)
     command.add_argument(
         "--out", type=Path, default=Path("lfm-report"), metavar="DIR", help="where to write (lfm-report)"
@@ -135,13 +153,13 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="MODULE:FACTORY", help="a function or class that makes the model"
+        "--model", required=required, metavar="MODULE:FACTORY", help="a function or class that makes the model"
     )
     parser.add_argument(
         "--data",
-        required=True,
+        required=required,
         metavar="DATA",
         help=f"probe inputs: {', '.join(ARRAY_SUFFIXES)} (FILE:NAME for one of several), MODULE:FUNCTION, or 'digits'",
     )
@@ -183,21 +201,62 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     _check_packages(arguments)
-    checkpoints = Checkpoints(
-        find_checkpoints(arguments.checkpoints, pattern=arguments.runs),
-        _model(arguments),
-        load_data(arguments.data),
-        layers=arguments.layers,
-        pooling=arguments.pooling,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        unsafe_pickle=arguments.unsafe_pickle,
+    source = _source(arguments)
+    if arguments.dry_run:
+        return _planned(arguments, source)
+    described = {name: value for name in ("model", "data") if (value := getattr(arguments, name)) is not None}
+    return _compared(arguments, source, source=described)
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    """Return what the command line says is to be compared."""
+    if arguments.activations:
+        return Activations(arguments.checkpoints, pattern=arguments.runs)
+    named = [name for name in arguments.checkpoints if name.partition(":")[0] in ORIGINS and not Path(name).exists()]
+    needed = ("data", "layers") if named else ("model", "data")
+    for name in needed:
+        if getattr(arguments, name) is None:
+            raise ValueError(f"--{name} must be given, got none (--activations compares arrays that are saved already)")
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in ("layers", "pooling", "batch_size", "device")}
+    if named:
+        if len(named) < len(arguments.checkpoints):
+            raise ValueError("CKPT must be all models by name, or all files, got a mixture")
+        return Models(named, load_data(arguments.data), **options)
+    found = find_checkpoints(arguments.checkpoints, pattern=arguments.runs)
+    return Checkpoints(
+        found, _model(arguments), load_data(arguments.data), unsafe_pickle=arguments.unsafe_pickle, **options
     )
-    return _compared(arguments, checkpoints, source={"model": arguments.model, "data": arguments.data})
+
+
+def _planned(arguments: argparse.Namespace, source: Source) -> int:
+    """Say what there is to do; nothing is written."""
+    directory = arguments.store or arguments.out / "store"
+    store = Store(directory) if (directory / INDEX).exists() and not arguments.no_store else None
+    names = ("n_neighbors", "n_basis", "metric", "weights")
+    found = plan(source, Settings(tuple(_measures(arguments)), *(getattr(arguments, name) for name in names)), store)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    elif not arguments.quiet:
+        terminal.print_plan(found)
+    return PARTIAL if found.problems else OK
+
+
+def _with_run_file(arguments: list[str]) -> list[str]:
+    """Put the options of ``--config FILE`` before those of the command line."""
+    if arguments[:1] != ["compare"]:
+        return arguments
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    known, rest = before.parse_known_args(arguments[1:])
+    if known.config is None:
+        return arguments
+    options = {name.replace("_", "-") for name in vars(_parser().parse_args(["compare"]))}
+    options -= {"run", "checkpoints", "config"}
+    return ["compare", *runfile.as_arguments(known.config, options), *rest]
 
 
 def _compared(
-    arguments: argparse.Namespace, checkpoints: Checkpoints, *, source: dict[str, str], notes: Sequence[str] = ()
+    arguments: argparse.Namespace, checkpoints: Source, *, source: dict[str, str], notes: Sequence[str] = ()
 ) -> int:
     """Compare, write the report and print the summary: the one path of ``compare`` and ``demo``."""
     from lfm_torch.report import write_report

@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from lfm_torch.store import Store, parse_size, shown_size
+from lfm_torch.store import INDEX, Store, parse_size, shown_size
 
 _DAY = 86400
 
@@ -32,7 +32,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says and return its exit status."""
     directory: Path = arguments.store
-    if not (directory / "index.sqlite").exists():
+    if not (directory / INDEX).exists():
         raise ValueError(f"STORE must be a directory that a comparison has filled, got {str(directory)!r}")
     store = Store(directory)
     try:

@@ -40,6 +40,11 @@ class Source(Mapping[str, Any]):
         """How many threads may read at once; None for any number."""
         return None
 
+    @property
+    def n_samples(self) -> int | None:
+        """Number of samples, where it is known without reading."""
+        return None
+
     @abstractmethod
     def identities(self, name: str, digest_of: DigestOf) -> dict[str, str]:
         """Return for each layer of a network the digest of all its values depend on, without computing them.

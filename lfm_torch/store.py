@@ -24,8 +24,8 @@ from torch import Tensor
 from lfm_torch import _files
 
 FORMAT = 1
-_INDEX = "index.sqlite"
-_PIECES = "pieces"
+INDEX = "index.sqlite"
+PIECES = "pieces"
 _DAY = 86400
 # a temporary file this old belongs to no process that still writes it
 _ABANDONED = 3600
@@ -74,14 +74,14 @@ class Store:
         >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     store = Store(folder)
-        ...     store.write("ab12", {"evals": torch.zeros(3)}, {"kind": "basis", "title": "net, layer 1"})
+        ...     _ = store.write("ab12", {"evals": torch.zeros(3)}, {"kind": "basis", "title": "net, layer 1"})
         ...     store.read("ab12")[0]["evals"]
         tensor([0., 0., 0.])
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        (self.directory / _PIECES).mkdir(parents=True, exist_ok=True)
+        (self.directory / PIECES).mkdir(parents=True, exist_ok=True)
         self._connection: sqlite3.Connection | None = None
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Store:
 
     def path(self, key: str) -> Path:
         """Return the file of a piece."""
-        return self.directory / _PIECES / key[:2] / f"{key}.safetensors"
+        return self.directory / PIECES / key[:2] / f"{key}.safetensors"
 
     def write(self, key: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
         """Write a piece; the same key twice is the same content, so the last writer does no harm.
@@ -247,13 +247,13 @@ class Store:
                 if remove:
                     self.remove(path.stem)
         checks = self._index.execute("PRAGMA integrity_check").fetchall()
-        problems += [f"{_INDEX}: {row[0]}" for row in checks if row[0] != "ok"]
+        problems += [f"{INDEX}: {row[0]}" for row in checks if row[0] != "ok"]
         damaged = [
             (tile, measure)
             for tile, measure, value, crc in self._index.execute("SELECT tile, measure, value, crc FROM pairs")
             if zlib.crc32(value) != crc
         ]
-        problems += [f"{_INDEX}: the {measure} of tile {tile.hex()} is damaged" for tile, measure in damaged]
+        problems += [f"{INDEX}: the {measure} of tile {tile.hex()} is damaged" for tile, measure in damaged]
         if remove and damaged:
             with self._transaction() as index:
                 index.executemany("DELETE FROM pairs WHERE tile = ? AND measure = ?", damaged)
@@ -279,7 +279,7 @@ class Store:
             Bytes freed.
         """
         before = self.size()
-        for path in (self.directory / _PIECES).rglob(".*"):
+        for path in (self.directory / PIECES).rglob(".*"):
             if path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
         pieces = sorted(self.ls(), key=lambda piece: (piece.used, -piece.bytes))
@@ -304,12 +304,12 @@ class Store:
             self._connection = None
 
     def _files(self) -> Iterator[Path]:
-        return iter(sorted((self.directory / _PIECES).glob("??/*.safetensors")))
+        return iter(sorted((self.directory / PIECES).glob("??/*.safetensors")))
 
     @property
     def _index(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = _opened(self.directory / _INDEX)
+            self._connection = _opened(self.directory / INDEX)
         return self._connection
 
     @contextmanager
@@ -323,7 +323,7 @@ class Store:
             if index.in_transaction:
                 index.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise OSError(f"{self.directory / _INDEX} could not be written: {error}") from error
+                raise OSError(f"{self.directory / INDEX} could not be written: {error}") from error
             raise
 
 

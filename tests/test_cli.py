@@ -325,3 +325,42 @@ def test_a_budget_and_a_store_are_options_of_compare(place: Path, capsys: pytest
     assert (place / "elsewhere/index.sqlite").exists()
     assert main([*COMPARE, "--memory", "much"]) == 1
     assert "such as 2GiB or 500M, got 'much'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["toml", "yaml"])
+def test_a_run_file_holds_the_options(place: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    options = {"checkpoints": ["runs"], "model": "userland:Net", "data": "userland:probe", "layers": ["one", "two"]}
+    lines = {**options, "n_basis": 6, "n-neighbors": 8, "measures": ["heat"], "quiet": True, "json": False}
+    sign = " =" if ending == "toml" else ":"
+    text = "\n".join(f"{name}{sign} {json.dumps(value)}" for name, value in lines.items())
+    (place / f"run.{ending}").write_text(text)
+    assert main(["compare", "--config", f"run.{ending}", "--out", "out", "--n-basis", "5"]) == 0
+    with (place / "out/similarity.csv").open() as file:
+        assert next(csv.reader(file))[-1] == "heat"
+    assert "<dd>5</dd>" in (place / "out/report.html").read_text()
+    (place / f"run.{ending}").write_text(text.replace("layers", "layer"))
+    assert main(["compare", "--config", f"run.{ending}"]) == 1
+    assert "did you mean 'layers'" in capsys.readouterr().err
+    (place / f"run.{ending}").write_text("[1: no")
+    assert main(["compare", "--config", f"run.{ending}"]) == 1
+    assert f"must be a readable {ending} file" in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--out", "out", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 checkpoints, 8 representations, 40 samples" in shown
+    assert "pairs to compare: 36" in shown
+    assert not (place / "out").exists()
+    assert main([*COMPARE, "--out", "out", "--quiet"]) == 0
+    assert main([*COMPARE, "--out", "out", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["stored"], plan["pairs"]) == (8, 0)
+
+
+def test_activations_need_neither_model_nor_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("m1", "m2"):
+        assert main(["extract", "runs/seed0/epoch=0.ckpt", *MODEL, "--layers", "*", "--out", f"acts/{name}.npz"]) == 0
+    assert main(["compare", "acts", "--activations", *SMALL, "--quiet", "--out", "out"]) == 0
+    assert main(["compare", "runs", "--layers", "one"]) == 1
+    assert "--model must be given, got none" in capsys.readouterr().err

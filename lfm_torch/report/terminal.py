@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lfm_torch.comparison import Comparison
+    from lfm_torch.plan import Plan
 
 _STAGES = {
     "training": "training networks",
@@ -48,7 +49,13 @@ class ProgressBars:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description:<20}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
             console = Console(stderr=True)
             self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
             self._bars.start()
@@ -65,8 +72,36 @@ class ProgressBars:
         if self._bars is None:
             return
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(_STAGES.get(stage, stage), total=total)
-        self._bars.update(self._tasks[stage], completed=done, total=total)
+            self._tasks[stage] = self._bars.add_task(_STAGES.get(stage, stage), total=total, completed=done, rate="")
+        task = self._bars.tasks[self._tasks[stage]]
+        rate = "" if task.speed is None else f"{task.speed:,.0f}/s" if task.speed >= 10 else f"{task.speed:.1f}/s"
+        self._bars.update(self._tasks[stage], completed=done, total=total, rate=rate)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a comparison has to do, and about how long it takes."""
+    from rich.console import Console
+
+    from lfm_torch.store import shown_size
+
+    console = Console(markup=False, highlight=False)
+    samples = "" if plan.samples is None else f", {plan.samples:,} samples"
+    console.print(f"{plan.checkpoints:,} checkpoints, {plan.representations:,} representations{samples}", style="bold")
+    console.print(f"in the store: {plan.stored:,}; to reduce: {plan.representations - plan.stored:,}")
+    console.print(f"pairs to compare: {plan.pairs:,}")
+    if plan.seconds is not None and plan.store_bytes is not None:
+        console.print(
+            f"about {_duration(plan.seconds)} on this machine, reading and running the models not counted; "
+            f"the store grows by about {shown_size(plan.store_bytes)}"
+        )
+    for problem in plan.problems:
+        console.print(f"not to be compared: {problem}", style="yellow", soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Sequence[str] = ()) -> None:

@@ -1,0 +1,113 @@
+"""What a comparison would do, and about how long it would take: ``lfm-torch compare --dry-run``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lfm_torch import _checks
+from lfm_torch.jobs import Settings
+from lfm_torch.pipeline import representation_basis
+from lfm_torch.sources import Source
+from lfm_torch.store import Store
+
+# samples of the trial that the estimate is made of, at most
+_TRIAL = 2000
+_TRIAL_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is there and what is to do.
+
+    Attributes:
+        checkpoints: number of networks.
+        representations: number of layers in all of them.
+        stored: how many of these are in the store.
+        pairs: pairs to compare that involve a representation not in the store, at least.
+        samples: number of samples, None where it is not known without reading.
+        seconds: about how long reducing and comparing take on this machine, extraction not counted.
+        store_bytes: about what the store grows by.
+        problems: networks that could not be looked at, with the reason.
+    """
+
+    checkpoints: int
+    representations: int
+    stored: int
+    pairs: int
+    samples: int | None
+    seconds: float | None
+    store_bytes: int | None
+    problems: tuple[str, ...]
+
+
+def plan(source: Source, settings: Settings, store: Store | None) -> Plan:
+    """Look at files and store, time one piece of each kind on made-up data, and say what there is to do."""
+    total, stored = 0, 0
+    seconds: list[float] = []
+    problems = []
+    samples = source.n_samples
+    for name in source:
+        identities, problem = _identities(source, name, store)
+        problems += [problem] if problem else []
+        for identity in identities.values():
+            total += 1
+            infos = [] if store is None else [store.info(settings.key(kind, identity)) for kind in settings.kinds]
+            present = [info for info in infos if info is not None]
+            if present and len(present) == len(infos):
+                stored += 1
+            seconds += [info["seconds"] for info in present if "seconds" in info]
+            samples = present[0]["n"] if samples is None and present else samples
+    missing = total - stored
+    pairs = missing * stored + missing * (missing + 1) // 2
+    if samples is None:
+        return Plan(len(source), total, stored, pairs, None, None, None, tuple(problems))
+    settings.check_against(samples)
+    each = sum(seconds) / len(seconds) if seconds else _seconds_of_a_basis(samples, settings)
+    threads = torch.get_num_threads() if source.device == "cpu" else 1
+    duration = (missing * each + pairs * _seconds_of_a_pair(samples, settings)) / threads
+    size = missing * 4 * settings.n_basis * (samples + 1) if settings.map_measures else 0
+    return Plan(len(source), total, stored, pairs, samples, duration, size, tuple(problems))
+
+
+def _identities(source: Source, name: str, store: Store | None) -> tuple[dict[str, str], str]:
+    try:
+        return source.identities(name, (lambda path, compute: compute(path)) if store is None else store.digest_of), ""
+    # isolation, as in the comparison itself
+    except Exception as error:
+        return {}, f"{name}: {_checks.one_line(error)}"
+
+
+def _seconds_of_a_basis(n: int, settings: Settings) -> float:
+    """Time graph and basis of random points on one thread; beyond the trial's size they grow with n squared."""
+    if not settings.map_measures:
+        return 0.0
+    trial = min(n, _TRIAL)
+    neighbors = None if settings.n_neighbors is None else min(settings.n_neighbors, trial - 1)
+    x = torch.randn(trial, _TRIAL_WIDTH, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        started = time.perf_counter()
+        representation_basis(
+            x,
+            n_neighbors=neighbors,
+            n_basis=min(settings.n_basis, trial - 1),
+            metric=settings.metric,
+            weights=settings.weights,
+        )
+        return (time.perf_counter() - started) * (n / trial) ** 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds_of_a_pair(n: int, settings: Settings) -> float:
+    """Time the product that makes most of a tile, for one pair of layers."""
+    columns = torch.randn(4 * settings.n_basis, min(n, _TRIAL), generator=torch.Generator().manual_seed(0))
+    started = time.perf_counter()
+    for _ in range(3):
+        columns @ columns.mT
+    # readings of the map take about half as long again; the product was on all threads
+    return 1.5 * torch.get_num_threads() * (time.perf_counter() - started) / 3 / 16 * (n / columns.shape[1])
