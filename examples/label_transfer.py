@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10 import DEFAULT_DATA, CifarCNN, load_images
+from cifar10 import DEFAULT_DATA, load_images, load_networks
 from torch import Tensor
 
 import lfm_torch as lfm
-from lfm_torch.checkpoints import load_weights
 from lfm_torch.descriptors import anchor_distances
 from lfm_torch.transfer import relative_representations
 
@@ -31,16 +30,8 @@ METHODS = ("LFM, functions", "LFM + orthogonal", "anchors, orthogonal", "relativ
 
 
 def features(folder: Path, images: Tensor, layer: int, models: int | None) -> list[Tensor]:
-    paths = sorted((folder / "cifar10_cnn").glob("*.pth"))[:models]
-    if len(paths) < 2:
-        raise SystemExit(f"need at least two checkpoints cifar10_cnn/*.pth in {folder}, found {len(paths)}")
-    found = []
-    for path in paths:
-        model = CifarCNN()
-        load_weights(model, path)
-        name = f"layers.{layer}"
-        found.append(lfm.extract(model.eval(), images, layers=[name])[name])
-    return found
+    name = f"layers.{layer}"
+    return [lfm.extract(model, images, layers=[name])[name] for model in load_networks(folder, models).values()]
 
 
 def nearest_class(queries: Tensor, known: Tensor, labels: Tensor, n_neighbors: int = 20) -> Tensor:
@@ -84,8 +75,6 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--same", action="store_true", help="both networks see the same images")
     parser.add_argument("--out", type=Path, default=None, help="folder for the figure and the JSON")
     args = parser.parse_args(argv)
-    if not args.data.is_dir():
-        raise SystemExit(f"no folder {args.data}; name one with --data")
     counts = sorted(set(args.anchors))
     shared = args.images if args.same else counts[-1]
     images, labels = load_images(args.data, slice(2 * args.images - shared))

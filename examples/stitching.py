@@ -28,8 +28,9 @@ from lfm_torch.transfer import Translator
 HERE = Path(__file__).parent
 DEFAULT_DATA = HERE.parent.parent / "shared" / "data"
 COUNTS = (0, 5, 10, 25, 50, 100, 300)
-METHODS = ("LFM", "anchors")
+METHODS = ("LFM", "anchors", "relative")
 N_TRAIN, N_GRAPH = 7000, 2000
+WIDTHS = (8, 10, 10, 14, 10, 10, 12, 7)
 
 
 def load_mnist(folder: Path) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,19 @@ def translators(x: Tensor, y: Tensor, count: int, seed: int, kind: str) -> tuple
     found = {"LFM": alignment.untrusted.translator}
     if count:
         found["anchors"] = lfm.fit_translator(x, y, pairs=anchors, kind=kind)
+        found["relative"] = relative_translator(x, y, anchors)
     return found, alignment
+
+
+def relative_translator(x: Tensor, y: Tensor, anchors: Tensor) -> Translator:
+    """Through relative representations: cosines to the anchors of x, and back by the pseudo-inverse of those of y
+    (Maiorca et al. 2024, arXiv 2406.15057). Rows of x are taken at their mean length, to make it a linear map.
+    """
+    origin_x, origin_y = x.mean(0), y.mean(0)
+    unit_x, unit_y = (torch.nn.functional.normalize(z, dim=1) for z in (x - origin_x, y - origin_y))
+    matrix = unit_x[anchors[:, 0]].T @ torch.linalg.pinv(unit_y[anchors[:, 1]], rtol=0.1).T
+    scale = (y - origin_y).norm(dim=1).mean() / ((x - origin_x) @ matrix).norm(dim=1).mean()
+    return Translator(scale * matrix, origin_x, origin_y, "relative", len(anchors))
 
 
 def measure(task: str, parts: nn.Sequential, x: Tensor, labels: Tensor) -> float:
@@ -114,14 +127,17 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--seeds", type=int, default=3, help="choices of anchors")
     parser.add_argument("--latent", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--train-images", type=int, default=N_TRAIN)
+    parser.add_argument("--graph-images", type=int, default=N_GRAPH, help="images to be matched")
     parser.add_argument("--kind", default="orthogonal", help="of translator: orthogonal, linear, affine, ridge")
     parser.add_argument("--out", type=Path, default=None, help="folder for the picture and the JSON")
     args = parser.parse_args(argv)
     images, labels = load_mnist(args.data)
     start = time.perf_counter()
-    models = networks(images[:N_TRAIN], labels[:N_TRAIN], args.latent, args.epochs)
+    rows = slice(args.train_images)
+    models = networks(images[rows], labels[rows], args.latent, args.epochs)
     print(f"four networks trained in {time.perf_counter() - start:.0f} s")
-    graph, test, test_labels = images[:N_GRAPH], images[N_TRAIN:], labels[N_TRAIN:]
+    graph, test, test_labels = images[: args.graph_images], images[N_TRAIN:], labels[N_TRAIN:]
 
     result: dict[str, object] = {}
     pictures: list[tuple[str, Tensor]] = [("input", test[:10])]
@@ -135,10 +151,10 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
 
         unit = "error" if task == "autoencoder" else "accuracy"
         ends = [measure(task, m, test, test_labels) for m in (one, other, stitched(ceiling))]
-        print(f"\n{task}, {unit}: own parts {ends[0]:.4f} and {ends[1]:.4f}, all {N_GRAPH} pairs {ends[2]:.4f}")
-        print(
-            f"{'anchors':>8}{'LFM':>10}{'worst':>10}{'anchors only':>14}{'matched':>10}{'confidence':>12}{'found':>7}"
-        )
+        print(f"\n{task}, {unit}: own parts {ends[0]:.4f} and {ends[1]:.4f}, all {len(graph)} pairs {ends[2]:.4f}")
+        names = ("anchors", "LFM", "worst", "anchors only", "relative", "matched", "confidence", "found")
+        head = zip(names, WIDTHS, strict=True)
+        print("".join(f"{name:>{width}}" for name, width in head))
         rows = []
         for count in sorted(set(args.anchors)):
             scores: dict[str, list[float]] = {name: [] for name in METHODS}
@@ -154,13 +170,13 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
                     with torch.no_grad():
                         pictures += [(f"{n}, {count}", stitched(t)(test[:10])) for n, t in found.items()]
             worst = max if task == "autoencoder" else min
-            row = {"anchors": count, **{name: float(np.mean(v)) for name, v in scores.items() if v}}
+            row: dict[str, float] = {"count": count, **{name: float(np.mean(v)) for name, v in scores.items() if v}}
             row |= {"worst": worst(scores["LFM"]), "matched": float(np.mean([s[0] for s in seen]))}
             row |= {"confidence": float(np.mean([s[1] for s in seen])), "found": sum(s[2] for s in seen)}
             rows.append(row)
             print(
                 f"{count:>8}{row['LFM']:>10.4f}{row['worst']:>10.4f}"
-                + (f"{float(np.mean(scores['anchors'])):>14.4f}" if scores["anchors"] else f"{'-':>14}")
+                + (f"{row['anchors']:>14.4f}{row['relative']:>10.4f}" if count else f"{'-':>14}{'-':>10}")
                 + f"{row['matched']:>10.3f}{row['confidence']:>12.3f}{row['found']:>5}/{args.seeds}"
             )
         result[task] = {"own": ends[:2], "all pairs": ends[2], "rows": rows}

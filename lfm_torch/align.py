@@ -30,8 +30,8 @@ METRICS = ("angular", "cosine", "euclidean")
 
 _START_BASIS, _FINAL_BASIS = 20, 120
 _ROUNDS = 50
-# with so many anchors every fifth is held out to test the result on
-_ENOUGH_ANCHORS, _HELD_OUT = 20, 5
+# with so many anchors every fifth is held out to test the result on; with fewer, a fifth in turn where it matters
+_ENOUGH_ANCHORS, _FEWEST_ANCHORS, _HELD_OUT = 20, 3, 5
 _ANCHOR_LEVEL = 1e-4
 
 
@@ -59,12 +59,13 @@ class Alignment:
     """The result of :func:`align`. Where nothing was found, the map and what follows from it raise ValueError.
 
     Attributes:
-        found: whether the confidence is clearly above chance, or held-out anchors say so.
+        found: whether the confidence is clearly above chance, or left-out anchors say so (``anchor_p`` below 1e-4).
         confidence: share of the rows (of the smaller space) whose match is confirmed by a translator fitted without
             it: the two rows are each other's nearest neighbours among all.
         chance: what two unrelated samples reach: the share of mutual nearest neighbours between random halves of one
             space, the larger of both spaces.
-        anchor_p: p-value of the ranks of held-out anchors (20 anchors or more), None where none were held out.
+        anchor_p: p-value of the ranks of anchors that were left out: every fifth where there are 20 or more; of fewer,
+            a fifth in turn, where the confidence does not say enough. None where none were left out.
         method: "descriptors", "signatures" or "coupling", the way that gave the result.
         basis_x: basis of x.
         basis_y: basis of y.
@@ -206,9 +207,12 @@ def align(
         match = _best_match(spaces, bases, used, labels, functions, method)
         if metric is None:
             spaces, match = _with_norms(x, y, spaces, match, used)
-        anchor_p = _rank_p_value(match, spaces, tested) if len(tested) else None
         slack = max(0.05, 5 * math.sqrt(spaces.chance * (1 - spaces.chance) / spaces.rows))
-        found = match.confidence > spaces.chance + slack or (anchor_p is not None and anchor_p < _ANCHOR_LEVEL)
+        found = match.confidence > spaces.chance + slack
+        anchor_p = _fisher_p_value(_rank_shares(match, spaces, tested)) if len(tested) else None
+        if not found and not len(tested) and len(used) >= _FEWEST_ANCHORS and method != "coupling":
+            anchor_p = _cross_validated_p_value(spaces, bases, used, labels, descriptors)
+        found = found or (anchor_p is not None and anchor_p < _ANCHOR_LEVEL)
         translator = fit_translator(x, y, pairs=torch.cat([match.pairs, known]), kind=kind, robust=True)
         idx_yx, idx_xy = _matched(x, y, translator, spaces.metric)
         fmap = projected_map(idx_yx, *bases)
@@ -437,16 +441,40 @@ def _random_order(n: int, device: torch.device) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _rank_p_value(match: _Match, spaces: _Spaces, tested: Tensor) -> float:
-    """Fisher's combined p-value that the held-out partners rank no higher than at random."""
+def _rank_shares(match: _Match, spaces: _Spaces, tested: Tensor) -> Tensor:
+    """Rank of each tested partner among all rows of y, as a share: uniform where the match knows nothing."""
     distance = torch.cdist(spaces.x[tested[:, 0]] @ match.rotation, spaces.y)
     own = distance.gather(1, tested[:, 1:])
     ranks = (distance < own).sum(1) + ((distance == own).sum(1) + 1) / 2
-    half = -float((ranks.double() / len(spaces.y)).log().sum())
+    return ranks.double() / len(spaces.y)
+
+
+def _cross_validated_p_value(
+    spaces: _Spaces,
+    bases: tuple[Basis, Basis],
+    anchors: Tensor,
+    labels: tuple[Tensor, Tensor] | None,
+    descriptors: tuple[Tensor, Tensor] | None,
+) -> float:
+    """Too few anchors to spare any: leave out a fifth in turn, and see where a map from the others puts them."""
+    fold = torch.arange(len(anchors), device=anchors.device) % _HELD_OUT
+    shares = []
+    for part in range(min(_HELD_OUT, len(anchors))):
+        kept = anchors[fold != part]
+        functions = _functions(spaces, kept, labels, descriptors)
+        assert functions is not None
+        match = _Match.of("descriptors", spaces, _functional_pairs(*bases, *functions), kept)
+        shares.append(_rank_shares(match, spaces, anchors[fold == part]))
+    return _fisher_p_value(torch.cat(shares))
+
+
+def _fisher_p_value(shares: Tensor) -> float:
+    """Fisher's combined p-value that the shares are uniform rather than small."""
+    half = -float(shares.log().sum())
     if half <= 0:
         return 1.0
     # survival function of chi squared with 2 k degrees of freedom: a Poisson sum
-    terms = (j * math.log(half) - math.lgamma(j + 1) - half for j in range(len(tested)))
+    terms = (j * math.log(half) - math.lgamma(j + 1) - half for j in range(len(shares)))
     return min(1.0, sum(math.exp(term) for term in terms))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, _files, cli_cache, runfile
+from lfm_torch import _checks, _files, cli_align, cli_cache, runfile
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
@@ -120,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("x", "y"):
         command.add_argument(name, help=f"[n, d] in {', '.join(ARRAY_SUFFIXES)}; FILE:NAME for one of several")
     _add_settings(command)
+    _add_output(command)
+
+    command = _command(commands, "align", cli_align.run, "find the map between two arrays whose rows need not pair")
+    cli_align.add_arguments(command)
     _add_output(command)
 
     command = _command(commands, "extract", _extract, "write the activations of a checkpoint's layers to a file")

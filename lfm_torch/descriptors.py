@@ -15,6 +15,7 @@ from lfm_torch import _checks, ops
 from lfm_torch.basis import Basis
 from lfm_torch.correspondence import check_rows
 from lfm_torch.graph import build_graph
+from lfm_torch.laplacian import Laplacian
 from lfm_torch.neighbors import Metric
 
 
@@ -102,19 +103,33 @@ def label_indicators(
     return indicators if basis is None else basis.reconstruct(basis.project(indicators))
 
 
-def heat_diffusion(basis: Basis, anchors: Tensor, *, times: Tensor | None = None, n_times: int = 8) -> Tensor:
-    """Heat that has flown from each anchor to every point: ``sum_j exp(-t lambda_j) phi_j(i) phi_j(a)``.
+def heat_diffusion(
+    source: Basis | Laplacian, anchors: Tensor, *, times: Tensor | None = None, n_times: int = 8
+) -> Tensor:
+    """Heat that has flown from each anchor to every point, ``exp(-t L)[i, a]``.
 
     Args:
-        basis: Basis, ``evecs [..., n, m]``.
+        source: A Laplacian: exact, by polynomials in L; or a Basis, ``evecs [..., n, m]``: cut to its eigenpairs,
+            ``sum_j exp(-t lambda_j) phi_j(i) phi_j(a)``.
         anchors: ``[p]`` indices of rows.
-        times: ``[q]`` diffusion times; None: :func:`heat_times`.
+        times: ``[q]`` diffusion times; None: :func:`heat_times` for a basis, powers of two from 1 for a Laplacian.
         n_times: How many, where no times are given.
 
     Returns:
         ``[..., n, p q]``, the times of one anchor side by side.
+
+    Raises:
+        TypeError, ValueError: anchors that are not integers, or out of range.
     """
-    return heat_kernel_signature(basis, times=times, n_times=n_times, landmarks=anchors)
+    if isinstance(source, Basis):
+        return heat_kernel_signature(source, times=times, n_times=n_times, landmarks=anchors)
+    anchors = _anchors(anchors, source.graph.n_nodes)
+    steps = [2.0**k for k in range(n_times)] if times is None else times.tolist()
+    delta = torch.zeros(source.graph.n_nodes, len(anchors)).to(source.graph.weight)
+    delta[anchors, torch.arange(len(anchors), device=delta.device)] = 1
+    batch = source.graph.batch_shape
+    heat = source.heat(delta.expand(*batch, *delta.shape).contiguous(), time=steps)
+    return heat.movedim(0, -1).flatten(-2)
 
 
 def heat_times(basis: Basis, n_times: int = 8) -> Tensor:

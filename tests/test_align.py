@@ -89,6 +89,15 @@ def test_held_out_anchors_are_evidence_where_rows_are_too_noisy_to_pair() -> Non
     assert float((alignment.translator.matrix - rotation).norm()) < 0.5
 
 
+def test_few_anchors_are_evidence_in_turn() -> None:
+    x, y, order = planted(400, 3, noise=0.4)
+    alignment = lfm.align(x, y, anchors=anchors_of(order, 12), method="descriptors")
+    assert alignment.confidence < alignment.chance + 0.1
+    assert alignment.anchor_p is not None
+    assert alignment.anchor_p < 1e-4
+    assert alignment.found
+
+
 def test_labels_and_descriptors_supervise() -> None:
     x, y, order = planted(300, 6)
     labels = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()

@@ -71,6 +71,19 @@ def test_signatures_as_defined(basis: lfm.Basis) -> None:
         np.testing.assert_allclose(wave[:, e].numpy(), (window / window.sum() * phi**2).sum(1), atol=1e-12)
 
 
+def test_heat_by_polynomials_is_the_matrix_exponential() -> None:
+    x = torch.randn(2, 50, 3, dtype=torch.float64)
+    laplacian = lfm.build_graph(x, n_neighbors=8).laplacian()
+    anchors, times = torch.tensor([4, 30, 9]), torch.tensor([0.5, 8.0])
+    got = ds.heat_diffusion(laplacian, anchors, times=times)
+    kernels = torch.stack([torch.linalg.matrix_exp(-t * laplacian.to_dense()) for t in times], -1)
+    torch.testing.assert_close(got, kernels[:, :, anchors].flatten(-2), atol=1e-10, rtol=0)
+    basis = lfm.spectral_basis(laplacian, n_basis=49)
+    late = torch.tensor([20.0])
+    cut, exact = (ds.heat_diffusion(source, anchors, times=late) for source in (basis, laplacian))
+    torch.testing.assert_close(cut, exact, atol=1e-8, rtol=0)
+
+
 def test_heat_times_span_the_spectrum(basis: lfm.Basis) -> None:
     times = ds.heat_times(basis, 6)
     assert float(times[0]) == pytest.approx(4 * math.log(10) / float(basis.evals[-1]))

@@ -63,7 +63,31 @@ def test_robustness(real_data: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} >= {"robustness.png", "distortion.png", "robustness.json"}
 
 
-@pytest.mark.parametrize("name", ["layer_matching", "robustness"])
+@pytest.mark.slow
+def test_stitching(real_data: Path, tmp_path: Path) -> None:
+    options = ["--anchors", "5", "--seeds", "1", "--epochs", "6", "--train-images", "1000", "--latent", "16"]
+    options += ["--graph-images", "500", "--out", str(tmp_path)]
+    result = load("stitching").main(["--data", str(real_data), *options])
+    # hardly trained, for the time it takes: the decoder does little yet, the classifiers tell the digits apart
+    (few,) = result["classifier"]["rows"]
+    assert few["LFM"] > 0.95 * result["classifier"]["all pairs"]
+    assert few["LFM"] > few["anchors"] + 0.1
+    assert few["LFM"] > few["relative"]
+    assert {path.name for path in tmp_path.iterdir()} == {"stitching.png", "stitching.json"}
+
+
+@pytest.mark.slow
+def test_label_transfer(real_data: Path, tmp_path: Path) -> None:
+    options = ["--models", "2", "--anchors", "5", "50", "--images", "800", "--out", str(tmp_path)]
+    result = load("label_transfer").main(["--data", str(real_data), *options])
+    few, many = result["rows"]
+    assert many["LFM + orthogonal"] > 0.9 * result["within one network"]
+    assert many["LFM, functions"] > 0.8 * result["within one network"]
+    assert few["LFM + orthogonal"] > few["anchors, orthogonal"]
+    assert {path.name for path in tmp_path.iterdir()} == {"label_transfer.png", "label_transfer.json"}
+
+
+@pytest.mark.parametrize("name", ["layer_matching", "robustness", "label_transfer"])
 def test_an_example_without_its_data_says_what_it_wants(name: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="name a folder with --data"):
         load(name).main(["--data", str(tmp_path)])
