@@ -25,7 +25,7 @@ from lfm_torch.pipeline import similarity
 from lfm_torch.refine import icp, sinkhorn_map, zoomout
 from lfm_torch.representation import extract
 from lfm_torch.significance import sensitivity, significance
-from lfm_torch.similarity import heat_overlap, lfm_similarity, subspace_overlap
+from lfm_torch.similarity import heat_overlap, heat_overlap_probes, lfm_similarity, subspace_overlap
 from lfm_torch.transfer import fit_translator, stitch
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "fit_translator",
     "functional_map",
     "heat_overlap",
+    "heat_overlap_probes",
     "icp",
     "knn",
     "lfm_similarity",

@@ -131,6 +131,7 @@ Tensor map_energies_cuda(Tensor C, Tensor evals_x, Tensor evals_y, Tensor weight
   if (pairs == 0) return out;
   dispatch_floating("C", C, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const cudaStream_t stream = scope.stream();
     Maps<T> p{};
     p.xs = s.xs;
     p.m_y = s.m_y;
@@ -152,10 +153,10 @@ Tensor map_energies_cuda(Tensor C, Tensor evals_x, Tensor evals_y, Tensor weight
     const int64_t padded = s.m_x | 1, bytes = s.m_y * padded * static_cast<int64_t>(sizeof(T));
     if (bytes <= kSharedBytes) {
       p.ld = padded;
-      energies_kernel<T, true><<<grid_of(pairs), kThreads, static_cast<size_t>(bytes), scope.stream()>>>(p);
+      energies_kernel<T, true><<<grid_of(pairs), kThreads, static_cast<size_t>(bytes), stream>>>(p);
     } else {
       p.ld = s.xs * s.m_x;
-      energies_kernel<T, false><<<grid_of(pairs), kThreads, 0, scope.stream()>>>(p);
+      energies_kernel<T, false><<<grid_of(pairs), kThreads, 0, stream>>>(p);
     }
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });

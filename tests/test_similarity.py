@@ -1,0 +1,112 @@
+"""Readings without eigenvectors, of disconnected graphs, and of maps of many sizes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import scipy.linalg
+import torch
+
+import lfm_torch as lfm
+from lfm_torch.pipeline import representation_basis
+from lfm_torch.similarity import Maps, commutativity_error, orthogonality_error, spectral_distance
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def graph_of(x: torch.Tensor) -> lfm.Graph:
+    return lfm.build_graph(x, n_neighbors=8)
+
+
+def test_probes_against_dense_kernels() -> None:
+    x = randn(90, 4)
+    laplacians = [graph_of(p).laplacian() for p in (x, x + 0.4 * randn(90, 4, seed=1))]
+    eye = torch.eye(90, dtype=torch.float64)
+    for time in (1.0, 3.0):
+        kernels = [
+            torch.from_numpy(scipy.linalg.expm(-time * (L @ eye).numpy())) - math.exp(-time) * eye for L in laplacians
+        ]
+        wanted = float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm()))
+        got = float(lfm.heat_overlap_probes(*laplacians, time=time, n_probes=2000))
+        assert got == pytest.approx(wanted, abs=0.01)
+
+
+def test_probes_tell_related_from_unrelated_and_take_batches() -> None:
+    x = randn(2, 150, 4)
+    near, far = x + 0.2 * randn(2, 150, 4, seed=1), randn(2, 150, 4, seed=2)
+    sides = [lfm.build_graph(p, n_neighbors=12).laplacian() for p in (x, near, far)]
+    related, unrelated = (lfm.heat_overlap_probes(sides[0], side) for side in sides[1:])
+    assert related.shape == (2,)
+    assert float(related.min()) > 0.7 > 0.5 > float(unrelated.max())
+
+
+def test_probes_are_differentiable_in_the_points() -> None:
+    x, y = randn(14, 3).requires_grad_(), randn(14, 3, seed=1)
+
+    def score(x: torch.Tensor) -> torch.Tensor:
+        laplacians = [lfm.build_graph(p, n_neighbors=5).laplacian() for p in (x, y)]
+        return lfm.heat_overlap_probes(*laplacians, n_probes=4)
+
+    assert torch.autograd.gradcheck(score, (x,))
+
+
+def test_probes_refuse_what_is_no_pair() -> None:
+    laplacian = graph_of(randn(40, 3)).laplacian()
+    with pytest.raises(ValueError, match="laplacian_y must be the symmetric Laplacian, got 'random_walk'"):
+        lfm.heat_overlap_probes(laplacian, graph_of(randn(40, 3)).laplacian("random_walk"))
+    with pytest.raises(ValueError, match="laplacian_y must be over the samples"):
+        lfm.heat_overlap_probes(laplacian, graph_of(randn(41, 3)).laplacian())
+    with pytest.raises(ValueError, match="time must be positive"):
+        lfm.heat_overlap_probes(laplacian, laplacian, time=0)
+
+
+def test_the_first_function_is_the_constant_also_of_a_disconnected_graph() -> None:
+    x = torch.cat([randn(30, 3) + 40, randn(50, 3, seed=1) - 40, randn(25, 3, seed=2) * torch.tensor([1, 1, 40])])
+    graph = lfm.build_graph(x, n_neighbors=8)
+    assert int(graph.n_components) > 1
+    basis = representation_basis(x, n_neighbors=8, n_basis=10)
+    constant = graph.degree.sqrt() / graph.degree.sum().sqrt()
+    torch.testing.assert_close((basis.evecs[:, 0] @ constant).abs(), torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(basis.evecs.mT @ basis.evecs, torch.eye(10, dtype=torch.float64), atol=1e-7, rtol=0)
+    L = graph.laplacian()
+    residual = L @ basis.evecs - basis.evecs * basis.evals
+    assert float(residual.norm(dim=0).max()) < 1e-6
+
+
+@pytest.mark.parametrize(("m_y", "m_x"), [(3, 3), (5, 8), (8, 5), (1, 4), (70, 33)])
+def test_errors_as_defined(m_y: int, m_x: int) -> None:
+    c = randn(m_y, m_x) / math.sqrt(m_x * m_y)
+    a, b = randn(m_x, seed=1).abs(), randn(m_y, seed=2).abs()
+    fmap = lfm.FunctionalMap(c, a, b)
+    small = c if m_y >= m_x else c.mT
+    gram = small.mT @ small
+    m = min(m_x, m_y)
+    wanted = (gram - torch.eye(m, dtype=c.dtype)).norm() / math.sqrt(m)
+    assert float(orthogonality_error(fmap)) == pytest.approx(float(wanted))
+    commutator = torch.diag(b) @ c - c @ torch.diag(a)
+    assert float(commutativity_error(fmap)) == pytest.approx(float(commutator.norm() / c.norm()))
+    assert float(spectral_distance(fmap)) == pytest.approx(float((a[:m] - b[:m]).square().mean().sqrt()))
+    if m > 1:
+        wanted = commutator[1:, 1:].norm() / c[1:, 1:].norm()
+        assert float(commutativity_error(fmap, centered=True)) == pytest.approx(float(wanted))
+        rest = lfm.FunctionalMap(c[1:, 1:], a[1:], b[1:])
+        for symmetric in (False, True):
+            centered = lfm.lfm_similarity(fmap, symmetric=symmetric, centered=True)
+            torch.testing.assert_close(centered, lfm.lfm_similarity(rest, symmetric=symmetric))
+
+
+def test_all_pairs_at_once_are_the_single_maps() -> None:
+    evecs_x, evecs_y = (torch.linalg.qr(randn(k, 40, 6, seed=k)).Q.mT for k in (3, 2))
+    evals_x, evals_y = randn(3, 6).abs(), randn(2, 6, seed=1).abs()
+    maps = Maps.between(evecs_x, evals_x, evecs_y, evals_y)
+    for i in range(2):
+        for j in range(3):
+            single = Maps.of(lfm.FunctionalMap(evecs_y[i] @ evecs_x[j].mT, evals_x[j], evals_y[i]))
+            for name in vars(maps.energies()):
+                got, wanted = getattr(maps.energies(skip=1), name)[i, j], getattr(single.energies(skip=1), name)[0, 0]
+                torch.testing.assert_close(got, wanted)
+            swapped = getattr(maps.swapped.energies(), "on_x")[i, j]  # noqa: B009
+            torch.testing.assert_close(swapped, single.energies().on_y[0, 0])
