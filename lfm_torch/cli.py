@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
+import logging
 import math
 import os
 import platform
@@ -26,11 +26,11 @@ from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
 from lfm_torch.checkpoints import SUFFIXES, Checkpoints, find_checkpoints
+from lfm_torch.cli_inputs import load_data, load_model, load_object
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.engines import ENGINES
 from lfm_torch.graph import WEIGHTS
-from lfm_torch.jobs import Settings
 from lfm_torch.measures import DEFAULT_MEASURES, MEASURES, check_measures
 from lfm_torch.models import ORIGINS, Activations, Models
 from lfm_torch.ops.knn import METRICS
@@ -41,6 +41,7 @@ from lfm_torch.representation import POOLINGS
 from lfm_torch.significance import significance
 from lfm_torch.sources import Source
 from lfm_torch.store import INDEX, Store, parse_size
+from lfm_torch.tasks import Settings
 
 OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
 _EXIT_STATUS = """exit status:
@@ -194,6 +195,7 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         help="threads (local), torchrun's processes (torch), or ray; torch where torchrun started this",
     )
     parser.add_argument("--memory", metavar="SIZE", help="the most to take, such as 2GiB (half of what is free)")
+    parser.add_argument("--log", metavar="FILE", help="append what happens when to a file")
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do and about how long it takes")
 
 
@@ -222,13 +224,15 @@ def _source(arguments: argparse.Namespace) -> Source:
         if getattr(arguments, name) is None:
             raise ValueError(f"--{name} must be given, got none (--activations compares arrays that are saved already)")
     options: dict[str, Any] = {name: getattr(arguments, name) for name in ("layers", "pooling", "batch_size", "device")}
+    if options["device"] == "cuda" and "LOCAL_RANK" in os.environ:
+        options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
     if named:
         if len(named) < len(arguments.checkpoints):
             raise ValueError("CKPT must be all models by name, or all files, got a mixture")
         return Models(named, load_data(arguments.data), **options)
     found = find_checkpoints(arguments.checkpoints, pattern=arguments.runs)
     return Checkpoints(
-        found, _model(arguments), load_data(arguments.data), unsafe_pickle=arguments.unsafe_pickle, **options
+        found, load_model(arguments), load_data(arguments.data), unsafe_pickle=arguments.unsafe_pickle, **options
     )
 
 
@@ -267,6 +271,9 @@ def _compared(
 
     directory: Path = arguments.out
     _make_writable(directory)
+    if arguments.log is not None:
+        form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        logging.basicConfig(filename=arguments.log, level=logging.INFO, format=form)
     comparison = _quietly_compare(
         arguments,
         checkpoints,
@@ -406,7 +413,7 @@ def _extract(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--out must end on .safetensors or .npz, got {arguments.out.name!r}")
     checkpoints = Checkpoints(
         [arguments.checkpoint],
-        _model(arguments),
+        load_model(arguments),
         load_data(arguments.data),
         layers=arguments.layers,
         pooling=arguments.pooling,
@@ -494,71 +501,6 @@ def _demo(arguments: argparse.Namespace) -> int:
         find_checkpoints(saved), load_object(source["model"]), load_data(source["data"]), layers=demo.LAYERS
     )
     return _compared(arguments, checkpoints, source=source, notes=notes)
-
-
-def _model(arguments: argparse.Namespace) -> torch.nn.Module:
-    found = load_object(arguments.model)
-    model = found if isinstance(found, torch.nn.Module) else _called(arguments.model, found)
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"--model must make a torch.nn.Module, got {type(model).__name__} from {arguments.model}")
-    if not arguments.layers:
-        names = [name for name, _ in model.named_modules() if name]
-        shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
-        raise ValueError(f"--layers must name layers or globs of them; the model has {shown or 'no submodules'}")
-    return model
-
-
-def _called(spec: str, function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except Exception as error:
-        got = _checks.one_line(error, typed=True)
-        raise ValueError(f"{spec} must run without an error, got {got} (--debug shows where)") from error
-
-
-def load_object(spec: str) -> Any:
-    """Import ``package.module:name``, also from the working directory.
-
-    Raises:
-        ValueError: not of that form, or the module has no such name.
-        ImportError: the module does not import.
-    """
-    module_name, colon, name = spec.partition(":")
-    if not (colon and module_name and name):
-        raise ValueError(f"{spec!r} must be of the form package.module:name")
-    # as `python -m` does it: an installed script starts with its own directory there
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    # SystemExit: a script that reads its own command line where it is imported
-    except (Exception, SystemExit) as error:
-        got = _checks.one_line(error, typed=True)
-        raise ImportError(f"{spec!r} must name a module that imports, got {got}") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{spec!r} must name something in {module_name}{_checks.did_you_mean(part, dir(found))}")
-        found = getattr(found, part)
-    return found
-
-
-def load_data(spec: str) -> Any:
-    """Return the probe inputs that ``--data`` names: an array file, ``package.module:function``, or "digits".
-
-    Raises:
-        ValueError: none of these, or a file that does not read.
-    """
-    if spec == "digits":
-        from lfm_torch.demo import digits
-
-        return digits()[0]
-    file = spec if Path(spec).suffix in ARRAY_SUFFIXES else spec.rpartition(":")[0]
-    if Path(file).suffix in ARRAY_SUFFIXES:
-        return load_array(spec)
-    if ":" in spec:
-        found = load_object(spec)
-        return _called(spec, found) if callable(found) else found
-    raise ValueError(f"--data must be 'digits', a file ({', '.join(ARRAY_SUFFIXES)}) or module:function, got {spec!r}")
 
 
 if __name__ == "__main__":

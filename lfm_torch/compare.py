@@ -23,15 +23,18 @@ from lfm_torch.checkpoints import Checkpoint, Checkpoints, in_order, parse_name
 from lfm_torch.comparison import Comparison, Failure, Item
 from lfm_torch.engines import DistributedEngine, Engine, make_engine
 from lfm_torch.graph import Weights, build_graph
-from lfm_torch.jobs import Job, MemoryPieces, Reduced, Reduction, Settings, quiet_workers
+from lfm_torch.jobs import Job, quiet_workers
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric, default_n_neighbors
 from lfm_torch.sources import Given, Source
 from lfm_torch.store import Store
+from lfm_torch.tasks import MemoryPieces, Reduced, Reduction, Settings
 from lfm_torch.tiles import all_pairs, chance_levels
 
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
+# without a handler of the program's own Python would write warnings to stderr
+logger.addHandler(logging.NullHandler())
 
 
 def compare(
@@ -128,9 +131,11 @@ def _finished(run: _Run, runs: Mapping[str, tuple[str, int | None]] | None, star
     checkpoints = _checkpoints_of(source, {entry.checkpoint for entry in reduced}, runs)
     place = {checkpoint.name: i for i, checkpoint in enumerate(checkpoints)}
     reduced.sort(key=lambda entry: place[entry.checkpoint])
+    logger.info("%d representations of %d checkpoints, %d failures", len(reduced), len(checkpoints), len(failures))
     run.plan_memory(reduced)
     chance, chance_std = chance_levels(run.job, run.store, run.engine, reduced)
     matrices, failed_pairs = all_pairs(run.job, run.store, run.engine, reduced, run.progress)
+    logger.info("all pairs compared after %.1f s", time.perf_counter() - started)
     n = reduced[0].n
     described = {
         "n_samples": n,
@@ -211,7 +216,7 @@ class _Run:
             self.progress("representations", done, len(names))
             tasks = tasks[1:]
         rest = [Reduction(task.checkpoint, task.identities, n) for task in tasks]
-        for _ in self._reduce(rest, reduced, failures):
+        for _ in self._reduce(rest, reduced, failures, limit=self._readers(n)):
             done += 1
             self.progress("representations", done, len(names))
         for name in names:
@@ -245,9 +250,13 @@ class _Run:
         return {layer: identity for layer, identity in identities.items() if layer not in present}, found
 
     def _reduce(
-        self, tasks: Sequence[Reduction], reduced: dict[str, list[Reduced]], failures: dict[str, list[Failure]]
+        self,
+        tasks: Sequence[Reduction],
+        reduced: dict[str, list[Reduced]],
+        failures: dict[str, list[Failure]],
+        limit: int | None = 1,
     ) -> Iterator[int | None]:
-        for index, (found, failed) in self.engine.run(self.job, tasks, limit=self.job.source.threads):
+        for index, (found, failed) in self.engine.run(self.job, tasks, limit=limit):
             name = tasks[index].checkpoint
             failures[name] += failed
             reduced[name] = sorted((*reduced[name], *found), key=lambda entry: entry.place)
@@ -256,6 +265,15 @@ class _Run:
             for failure in failed:
                 logger.warning("not compared: %s", failure)
             yield found[0].n if found else None
+
+    def _readers(self, n: int | None) -> int | None:
+        """How many checkpoints may be reduced side by side: as many as source and memory allow."""
+        settings = self.job.settings
+        n_neighbors = default_n_neighbors(n or 2) if settings.n_neighbors is None else settings.n_neighbors
+        # edges of the graph while it is made symmetric, and the vectors of the eigensolver
+        each = (n or 0) * (48 * n_neighbors + 64 * settings.n_basis) if settings.map_measures else 0
+        by_memory = memory.workers(self.memory_budget, each)
+        return min(by_memory, self.job.source.threads or by_memory)
 
     def plan_memory(self, reduced: Sequence[Reduced]) -> None:
         """Say how much of the bases may be held in memory at a time."""

@@ -56,3 +56,9 @@ def cache_bytes(budget: int | None, *, reserved: int) -> int:
             f"{shown_size(reserved)} for the matrices), got {shown_size(budget)}"
         )
     return left
+
+
+def workers(budget: int | None, each: int) -> int:
+    """Return how many pieces of work that take ``each`` bytes may go on side by side, at least one."""
+    left = available_bytes() // 2 if budget is None else budget - resident_bytes() - _OVERHEAD
+    return max(1, left // max(each + _SMALLEST_CACHE, 1))

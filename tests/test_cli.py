@@ -364,3 +364,14 @@ def test_activations_need_neither_model_nor_data(place: Path, capsys: pytest.Cap
     assert main(["compare", "acts", "--activations", *SMALL, "--quiet", "--out", "out"]) == 0
     assert main(["compare", "runs", "--layers", "one"]) == 1
     assert "--model must be given, got none" in capsys.readouterr().err
+
+
+def test_a_log_tells_what_happened_when(place: Path) -> None:
+    (place / "runs/seed0/epoch=7.ckpt").write_bytes(b"no checkpoint")
+    command = [sys.executable, "-m", "lfm_torch.cli", *COMPARE, "--quiet", "--log", "out.log"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1  # the warning of the command line, not the log's as well
+    text = (place / "out.log").read_text()
+    assert "WARNING lfm_torch.compare: not compared: seed0/epoch=7" in text
+    assert "INFO lfm_torch.compare: 8 representations of 4 checkpoints, 1 failures" in text

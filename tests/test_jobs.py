@@ -24,6 +24,7 @@ from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.fingerprints import model_digest
 from lfm_torch.store import Store
+from lfm_torch.tasks import Reduction, Tiles
 
 OPTIONS: dict[str, Any] = {"n_basis": 8, "n_neighbors": 12, "measures": ["lfm", "overlap", "heat", "linear_cka"]}
 LAYERS = ["one", "two"]
@@ -92,8 +93,8 @@ def test_a_second_run_does_nothing_and_a_new_checkpoint_only_its_pairs(
     assert worked == []
     new.write_bytes(content)
     grown = compared(runs, tmp_path / "store")
-    assert [task.checkpoint for task in worked if isinstance(task, jobs.Reduction)] == ["model_seed_5"]
-    tiles = [pair for task in worked if isinstance(task, jobs.Tiles) for pair in task.pairs]
+    assert [task.checkpoint for task in worked if isinstance(task, Reduction)] == ["model_seed_5"]
+    tiles = [pair for task in worked if isinstance(task, Tiles) for pair in task.pairs]
     assert len(tiles) == 2 * 6  # for maps and for points: against itself and the five others
     assert_same_bits(grown, compared(runs))
     worked.clear()
@@ -204,7 +205,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(runs: Path, tmp_pa
     subprocess.run([*command[:3], str(tmp_path / "dry"), str(tmp_path / "dry.csv")], env=environment, check=True)
     seconds = time.monotonic() - started
     chance = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         with subprocess.Popen(command, env=environment) as running:
             # most of the time is start-up: kill in what follows it
             time.sleep(seconds * chance.uniform(0.6, 1.0))

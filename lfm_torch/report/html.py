@@ -54,6 +54,7 @@ def render(comparison: Comparison, *, title: str | None = None, table: str = "si
         steps=_step_range(comparison),
         measures=[_measure(comparison, name) for name in comparison.measures],
         landscape=describe(comparison),
+        notes=[item for item in comparison.items if item.note],
         table=table,
         rows=_checkpoint_rows(comparison),
         settings=_settings(comparison),

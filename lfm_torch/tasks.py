@@ -1,0 +1,162 @@
+"""What a comparison is made of: its settings, the pieces it stores, and the tasks that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lfm_torch import _checks
+from lfm_torch.fingerprints import digest, library_digest
+from lfm_torch.graph import Weights
+from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
+from lfm_torch.neighbors import Metric
+from lfm_torch.store import content_digest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How representations are compared, as :func:`compare` takes it."""
+
+    measures: tuple[str, ...]
+    n_neighbors: int | None
+    n_basis: int
+    metric: Metric
+    weights: Weights
+
+    @property
+    def map_measures(self) -> list[str]:
+        """The measures that read a functional map."""
+        return [name for name in self.measures if name in MAP_MEASURES]
+
+    @property
+    def point_measures(self) -> list[str]:
+        """The measures that read the points themselves."""
+        return [name for name in self.measures if name in POINT_MEASURES]
+
+    @property
+    def kinds(self) -> list[str]:
+        """What is stored of a representation: its basis, and what each measure of points needs of it."""
+        return ["basis"] * bool(self.map_measures) + self.point_measures
+
+    def measures_of(self, kind: str) -> list[str]:
+        """The measures that read pieces of a kind."""
+        return self.map_measures if kind == "basis" else [kind]
+
+    def check_against(self, n: int) -> None:
+        """Raise ValueError where ``n`` samples are too few."""
+        if n < 2:
+            raise ValueError(f"representations must have at least 2 rows, got {n}")
+        if self.map_measures:
+            _checks.check_range("n_basis", self.n_basis, 1, n - 1, f"less than the {n} samples")
+            if "lfm" in self.measures and self.n_basis < 2:
+                raise ValueError("n_basis must be at least 2 for 'lfm', which leaves the constant function out, got 1")
+            if self.n_neighbors is not None:
+                _checks.check_range("n_neighbors", self.n_neighbors, 1, n - 1, f"there are {n} samples")
+
+    def key(self, kind: str, identity: str) -> str:
+        """Name the piece of a representation with this identity, which stands for its values."""
+        if kind != "basis":
+            return digest("state", kind, identity, library_digest())
+        graph = (self.n_neighbors, self.n_basis, self.metric, self.weights)
+        return digest("basis", identity, *graph, library_digest())
+
+
+class Pieces(Protocol):
+    """Where workers put what they finish: a :class:`Store`, or the memory of one process."""
+
+    def write(self, key: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
+        """Store a piece under its key and return the digest of its content."""
+
+    def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a piece's tensors and info."""
+
+
+class MemoryPieces:
+    """Pieces in the memory of this process, for comparisons that keep nothing."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+
+    def write(self, key: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
+        """Keep the tensors, where they are."""
+        self._pieces[key] = ({name: tensor.detach() for name, tensor in tensors.items()}, dict(info))
+        return content_digest(tensors)
+
+    def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what :meth:`write` kept."""
+        return self._pieces[key]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """A representation whose pieces are stored: its place among the layers, keys and contents of its pieces."""
+
+    checkpoint: str
+    layer: str
+    place: int
+    n: int
+    dtype: str
+    keys: dict[str, str]
+    contents: dict[str, str]
+    n_components: int = 1
+    n_unconverged: int = 0
+    note: str = ""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is stored beside the tensors, enough to plan without reading them."""
+        return {
+            "title": f"{self.checkpoint}, {self.layer}",
+            "n": self.n,
+            "dtype": self.dtype,
+            "n_components": self.n_components,
+            "n_unconverged": self.n_unconverged,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Task: read a checkpoint once and reduce its layers.
+
+    Attributes:
+        checkpoint: its name in the source.
+        identities: ``{layer: identity}`` of the layers that are wanted; None for all, in a process that stores nothing.
+        n: rows that the others have; None for the first.
+    """
+
+    checkpoint: str
+    identities: Mapping[str, str] | None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers of one checkpoint that go through a tile together: keys of their pieces, and the digest of them all."""
+
+    checkpoint: str
+    keys: tuple[str, ...]
+    content: str
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Task: measures for pairs of groups, each in the order of their digests."""
+
+    kind: str
+    measures: tuple[str, ...]
+    pairs: tuple[tuple[Group, Group], ...]
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Task: what measures give for representations against themselves with shuffled rows."""
+
+    kind: str
+    measures: tuple[str, ...]
+    keys: tuple[str, ...]
+    n: int
+    draws: int
