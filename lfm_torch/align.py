@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks
+from lfm_torch import _checks, gromov
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.correspondence import agreeing_pairs, check_rows, mutual_pairs, nearest, pointwise_map
@@ -161,7 +161,8 @@ def align(
         labels: Classes ``[n_x]`` and ``[n_y]``, integers; classes that only one side has are left out.
         descriptors: ``[n_x, p]`` and ``[n_y, p]`` functions that should correspond.
         kind: Kind of the final translator, see :func:`fit_translator`.
-        method: "descriptors" alone, "coupling" alone, or "auto": the first, and the second where it does not convince.
+        method: "descriptors" alone, "coupling" alone, or "auto": the first, and the second where it does not convince
+            and there are at most 1e8 pairs of rows.
         metric: "angular" or "cosine": rows are centred and scaled to norm 1; "euclidean": centred only; None: angular,
             and euclidean for the last matching where that confirms more rows.
         n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300.
@@ -275,7 +276,9 @@ def _best_match(
     ways: list[tuple[str, Callable[[], Tensor]]] = []
     if functions is not None and method != "coupling":
         ways.append(("descriptors", lambda: _functional_pairs(*bases, *functions)))
-    if method != "descriptors":
+    pairs = len(spaces.x) * len(spaces.y)
+    if method != "descriptors" and (not ways or pairs <= gromov.LARGEST_PLAN):
+        gromov.check_size(len(spaces.x), len(spaces.y))
         scores = functools.cache(lambda: _start_scores(spaces, anchors, labels))
         ways.append(("signatures", lambda: agreeing_pairs(scores().argmax(1), scores().argmax(0))))
         ways.append(("coupling", lambda: _coupled_pairs(spaces, scores())))

@@ -11,7 +11,7 @@ from torch import Tensor
 from lfm_torch import _checks
 
 # the plan and two scratch arrays of its size are held: 1.2 GB of float32
-_LARGEST_PLAN = 10**8
+LARGEST_PLAN = 10**8
 # regularisations, relative to the spread of the cost, from where structure just forms to nearly hard assignments
 SCHEDULE = (0.25, 0.1, 0.05, 0.025)
 # share of the squared Gram matrix that may be left out of the gradient
@@ -74,11 +74,7 @@ def gromov_wasserstein(
     x, y = _checks.check_points("x", x), _checks.check_points("y", y)
     _checks.check_same_device_dtype("x", x, "y", y)
     n, m = len(x), len(y)
-    if n * m > _LARGEST_PLAN:
-        raise ValueError(
-            f"x and y must have at most {_LARGEST_PLAN:.0e} pairs of rows to be coupled, got {n} x {m}; "
-            "align a subset of the rows and translate the others"
-        )
+    check_size(n, m)
     x, y = _thin(x), _thin(y)
     squares = [(f.mT @ f / len(f)).square().sum() for f in (x, y)]
     fourth = [torch.linalg.matrix_norm(torch.linalg.matrix_power(f.mT @ f / len(f), 2)) for f in (x, y)]
@@ -102,6 +98,15 @@ def gromov_wasserstein(
                 break
     energy = (x.mT @ (plan @ y)).square().sum() / (squares[0] * squares[1]).sqrt()
     return Coupling(plan, float(energy), used, change < 1e-2)
+
+
+def check_size(n: int, m: int) -> None:
+    """Raise ValueError where the plan would have more than 1e8 entries."""
+    if n * m > LARGEST_PLAN:
+        raise ValueError(
+            f"x and y must have at most {LARGEST_PLAN:.0e} pairs of rows to be matched by distances alone, got "
+            f"{n} x {m}; give anchors, or align a subset of the rows and translate the others"
+        )
 
 
 def _thin(x: Tensor) -> Tensor:

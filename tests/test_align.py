@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import lfm_torch as lfm
+from lfm_torch import gromov
 from lfm_torch.gromov import gromov_wasserstein, kernel_signatures
 
 
@@ -96,6 +97,17 @@ def test_few_anchors_are_evidence_in_turn() -> None:
     assert alignment.anchor_p is not None
     assert alignment.anchor_p < 1e-4
     assert alignment.found
+
+
+def test_spaces_too_large_to_couple_keep_to_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gromov, "LARGEST_PLAN", 10_000)
+    x, y, order = planted(200, 8)
+    assert torch.equal(lfm.align(x, y, anchors=anchors_of(order, 10)).idx_yx, order)
+    with pytest.warns(lfm.LFMWarning, match="no alignment found"):
+        alignment = lfm.align(x, planted(200, 8, seed=7)[1], anchors=anchors_of(order, 10))
+    assert alignment.method == "descriptors"
+    with pytest.raises(ValueError, match="to be matched by distances alone, got 200 x 200; give anchors"):
+        lfm.align(x, y)
 
 
 def test_labels_and_descriptors_supervise() -> None:
