@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,6 +16,7 @@ from lfm_torch.linalg.chebyshev import chebyshev_sums, heat_coefficients
 
 if TYPE_CHECKING:
     import scipy.sparse
+    from torch_sparse import SparseTensor
 
     from lfm_torch.graph import Graph
 
@@ -43,6 +44,7 @@ class Laplacian:
 
     graph: Graph
     normalization: Normalization = "symmetric"
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         _checks.check_choice("normalization", self.normalization, NORMALIZATIONS)
@@ -80,9 +82,26 @@ class Laplacian:
         safe = torch.where(connected, degree, 1.0)
         diagonal = connected.to(degree.dtype)
         if self.normalization == "random_walk":
-            return diagonal, diagonal / safe, ones
+            return (diagonal, ones, diagonal / safe) if self.transposed else (diagonal, diagonal / safe, ones)
         inverse_root = diagonal * safe.rsqrt()
         return diagonal, inverse_root, inverse_root
+
+    @property
+    def T(self) -> Laplacian:  # noqa: N802 (as tensors call it)
+        """The transpose; itself unless "random_walk"."""
+        return replace(self, transposed=not self.transposed) if self.normalization == "random_walk" else self
+
+    @property
+    def diagonal(self) -> Tensor:
+        """Diagonal entries, ``[..., n]`` (a graph has no loops: those of the degree part alone)."""
+        return self.scalings[0].view(*self.graph.batch_shape, self.graph.n_nodes)
+
+    def quadratic_form(self, x: Tensor) -> Tensor:
+        """Energies ``<x_i, L x_i>`` of functions ``[..., n, m]``, ``[..., m]``; the Dirichlet energy if "unnormalized".
+
+        Differentiable like :meth:`apply`.
+        """
+        return (x * self.apply(x)).sum(-2)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.apply(x)
@@ -107,8 +126,10 @@ class Laplacian:
         graph = self.graph
         flat = x.reshape(-1, x.shape[-1])
         other = None if z is None else z.reshape(-1, x.shape[-1])
+        if x.is_cuda and x.dtype != graph.weight.dtype:  # the CUDA kernel stores what it computes in
+            flat, other = flat.to(graph.weight.dtype), None if other is None else other.to(graph.weight.dtype)
         y = ops.laplacian_product(graph.rowptr, graph.col, graph.weight, *self.scalings, flat, other, a=a, b=b, c=c)
-        return y.view(x.shape)
+        return y.to(x.dtype).view(x.shape)
 
     def _check_functions(self, name: str, x: Tensor) -> None:
         expected = (*self.graph.batch_shape, self.graph.n_nodes)
@@ -207,3 +228,17 @@ class Laplacian:
             torch.from_numpy(matrix.data),
         )
         return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False).to(self.graph.weight.device)
+
+    def to_torch_sparse(self) -> SparseTensor:
+        """Return a ``torch_sparse.SparseTensor`` without gradient (block diagonal for a batch).
+
+        Raises:
+            ImportError: torch_sparse is not installed.
+        """
+        try:
+            from torch_sparse import SparseTensor
+        except ImportError as error:
+            raise ImportError('Laplacian.to_torch_sparse needs torch_sparse: pip install "lfm-torch[pyg]"') from error
+        matrix = self.to_torch_csr()
+        parts = {"rowptr": matrix.crow_indices(), "col": matrix.col_indices(), "value": matrix.values()}
+        return SparseTensor(**parts, sparse_sizes=tuple(matrix.shape), is_sorted=True, trust_data=True)

@@ -29,6 +29,63 @@ def test_laplacians_as_defined(metric: str, n_neighbors: int) -> None:
     )
 
 
+def test_transpose_diagonal_and_quadratic_form() -> None:
+    graph = lfm.build_graph(torch.randn(2, 30, 3, dtype=torch.float64), n_neighbors=5)
+    x = torch.randn(2, 30, 4, dtype=torch.float64)
+    for normalization in ("symmetric", "random_walk", "unnormalized"):
+        laplacian = graph.laplacian(normalization)
+        dense = laplacian.to_dense()
+        torch.testing.assert_close(laplacian.T @ x, dense.mT @ x)
+        torch.testing.assert_close(laplacian.T.to_dense(), dense.mT)
+        torch.testing.assert_close(laplacian.T.T @ x, dense @ x)
+        torch.testing.assert_close(laplacian.diagonal, dense.diagonal(dim1=-2, dim2=-1))
+        energies = torch.einsum("bnm,bnk,bkm->bm", x, dense, x)
+        torch.testing.assert_close(laplacian.quadratic_form(x), energies)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 3, 8, 40, 64, 150])
+def test_half_storage_is_float32_arithmetic_rounded_once(dtype: torch.dtype, columns: int) -> None:
+    laplacian = lfm.build_graph(torch.randn(70, 4), n_neighbors=9).laplacian()
+    x, z = (torch.randn(70, columns).to(dtype) for _ in range(2))
+    x[3, 0] = torch.nan
+    got = laplacian.apply(x, z, a=0.7, b=-0.2, c=1.5)
+    wanted = laplacian.apply(x.float(), z.float(), a=0.7, b=-0.2, c=1.5)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), wanted, rtol=torch.finfo(dtype).eps * 0.51, atol=1e-5, equal_nan=True)
+    x = torch.randn(70, 3).to(dtype).requires_grad_()
+    (laplacian @ x).float().square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    with pytest.raises(TypeError, match="dtype of the weights"):
+        lfm.build_graph(torch.randn(70, 2, dtype=torch.float64)).laplacian() @ x
+
+
+def test_twice_differentiable_in_functions_and_weights() -> None:
+    graph = lfm.build_graph(torch.randn(12, 3, dtype=torch.float64), n_neighbors=3)
+    rows = torch.repeat_interleave(torch.arange(12), graph.rowptr.diff())
+    keys = torch.minimum(rows, graph.col.long()) * 12 + torch.maximum(rows, graph.col.long())
+    first, place = torch.unique(keys, return_inverse=True)
+    weights = torch.rand(first.numel(), dtype=torch.float64, requires_grad=True)
+    x = torch.randn(12, 2, dtype=torch.float64, requires_grad=True)
+
+    def apply(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return lfm.Graph(graph.rowptr, graph.col, weights[place], 12).laplacian() @ x
+
+    assert torch.autograd.gradgradcheck(apply, (weights, x))
+
+
+def test_torch_sparse_is_named_where_it_is_missing() -> None:
+    laplacian = lfm.build_graph(torch.randn(20, 3), n_neighbors=4).laplacian()
+    try:
+        import torch_sparse  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match=r"lfm-torch\[pyg\]"):
+            laplacian.to_torch_sparse()
+    else:
+        torch.testing.assert_close(laplacian.to_torch_sparse().to_dense(), laplacian.to_dense())
+
+
 @pytest.mark.parametrize("time", [0.0, 1e-3, 0.7, 30.0, 4000.0])
 @pytest.mark.parametrize("normalization", ["symmetric", "random_walk", "unnormalized"])
 def test_heat_keeps_its_error_bound(normalization: str, time: float) -> None:

@@ -144,14 +144,18 @@ def krylov(
         return dense_eigenpairs(operator, n_pairs, known)
     limit = _MAX_ITERATIONS if max_iterations is None else max_iterations
     window, block = survey(operator, n_pairs, known=known, start=start, generator=generator)
-    degree = _degree(window, known.dtype)
-    pairs = _run(_Filter(operator, window, degree), n_pairs, tol, known, block, limit - _SURVEY_STEPS, generator)
-    if degree > 1 and _SURVEY_STEPS + pairs.iterations < limit and not _done(operator, pairs, tol):
-        # the survey missed the wanted end, or float32 the range of the polynomial: the operator itself has neither
-        left, plain = limit - _SURVEY_STEPS - pairs.iterations, _Filter(operator, window, 1)
-        again = _run(plain, n_pairs, tol, known, _mixed(pairs.evecs, block), left, generator)
-        pairs = again._replace(iterations=pairs.iterations + again.iterations)
-    return pairs._replace(iterations=pairs.iterations + _SURVEY_STEPS, window=(window.cut, window.high))
+    used, degree = _SURVEY_STEPS, _degree(window, known.dtype)
+    while True:
+        pairs = _run(_Filter(operator, window, degree), n_pairs, tol, known, block, limit - used, generator)
+        used += pairs.iterations
+        if degree == 1 or used >= limit or _done(operator, pairs, tol):
+            return pairs._replace(iterations=used, window=(window.cut, window.high))
+        # the survey missed the wanted end; a Ritz value bounds it from above. Or float32 the range of the polynomial:
+        # the operator itself is the last resort
+        wanted = float(pairs.evals[..., -1].max())
+        again = window._replace(wanted=wanted, cut=wanted + 0.1 * (window.high - wanted))
+        degree = _degree(again, known.dtype) if wanted > window.cut else 1
+        window, block = again, _mixed(pairs.evecs, block)
 
 
 def survey(
@@ -248,12 +252,13 @@ def _run(
         # residual of a Ritz pair: the part of its image that leaves the space
         norms = (coupling @ rotation[..., -_BLOCK:, :n_pairs]).norm(dim=-2)
         worst = float(polynomial.residuals(theta[..., :n_pairs], norms).max())
-        if worst <= enough * target or step == steps:
+        missed = worst == math.inf and (space.full or space.size >= max(4 * n_pairs, 8 * _BLOCK))
+        if worst <= enough * target or step == steps or missed:
             vectors = space.combine(rotation[..., : n_pairs + _guards(n_pairs)])
             pairs = _polish(operator, vectors, n_pairs, step * degree)
             # where rounding of the polynomial stands in the way more steps do not help
             drowned = degree > 1 and worst <= 0.05 * target
-            if drowned or step == steps or _done(operator, pairs, tol):
+            if drowned or missed or step == steps or _done(operator, pairs, tol):
                 return pairs
             enough = 0.1 * worst / target
         history.append((space.size, worst))

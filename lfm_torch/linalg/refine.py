@@ -12,7 +12,7 @@ from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
 
-_ROUNDS = 3
+_ROUNDS = 4
 _DIRECTIONS = 16
 # how far a filter brings down the bulk of the spectrum against the last pair, as a power of e, for a tolerance of 1e-5
 _DAMPING = 8.0
@@ -48,15 +48,15 @@ def refine(
         residuals = torch.linalg.vector_norm(rest[..., :n_pairs], dim=-2)
         before, worst = worst, float(residuals.max())
         # not on the way to the tolerance in the rounds that are left
-        hopeless = not worst < max(target, target * 8.0 ** (_ROUNDS - round_)) or worst > 0.6 * before
+        hopeless = not worst < max(target, target * 8.0 ** (_ROUNDS - round_)) or worst > 0.7 * before
         if worst <= target or hopeless:
             break
         directions = _project_once(_leading(rest[..., :n_pairs]), torch.cat([known, x], -1))
-        directions = torch.cat([directions, _filter(operator, directions, degrees, window)], -1)
+        directions = torch.cat([directions, _filter(operator, directions, degrees[:1], window)], -1)
         directions, _ = orthonormalize(project_out(directions, torch.cat([known, x], -1)))
         pushed = operator.apply(directions)
         theta, x, image = rayleigh_ritz(torch.cat([x, directions], -1), torch.cat([image, pushed], -1), size)
-        iterations += sum(degrees) + 1
+        iterations += degrees[0] + 1
     return Eigenpairs(
         theta[..., :n_pairs],
         x[..., :n_pairs].contiguous(),

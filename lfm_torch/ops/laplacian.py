@@ -126,7 +126,8 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     rowptr, col, weight, diagonal, left, right, x = ctx.saved_tensors
     a, b, c = ctx.coefficients
     _, _, need_weight, need_diagonal, need_left, need_right, need_x, need_z, *_ = ctx.needs_input_grad
-    g = g.contiguous()
+    stored = x.dtype
+    g, x = g.contiguous().to(weight.dtype), x.to(weight.dtype)
 
     def weighted(scale: Tensor, block: Tensor) -> Tensor:  # W (scale * block)
         none = torch.zeros_like(scale)
@@ -134,7 +135,7 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
 
     grads: list[Tensor | None] = [None] * 11
     if need_weight:
-        grads[2] = -a * EDGE_PRODUCTS.compiled(rowptr, col, left, right, g, x)
+        grads[2] = -a * edge_products(rowptr, col, left, right, g, x)
     if need_diagonal:
         grads[3] = a * (g * x).sum(1)
     if need_left:
@@ -142,13 +143,46 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     if need_right:
         grads[5] = -a * (x * weighted(left, g)).sum(1)
     if need_x:
-        grads[6] = laplacian_product(rowptr, col, weight, diagonal, right, left, g, a=a, b=b)
+        grads[6] = laplacian_product(rowptr, col, weight, diagonal, right, left, g, a=a, b=b).to(stored)
     if need_z and ctx.has_z:
-        grads[7] = c * g
+        grads[7] = (c * g).to(stored)
     return tuple(grads)
 
 
 torch.library.register_autograd("lfm_torch::laplacian_product", _backward, setup_context=_setup_context)
+
+
+def _setup_edges(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_edges(ctx: Any, h: Tensor) -> tuple[Tensor | None, ...]:
+    rowptr, col, left, right, g, x = ctx.saved_tensors
+    _, _, need_left, need_right, need_g, need_x = ctx.needs_input_grad
+    n = rowptr.numel() - 1
+    rows = torch.repeat_interleave(torch.arange(n, device=col.device), rowptr.diff())
+    # the pattern is symmetric: edge (j, i) stands where (i, j) stands once the edges are sorted by column
+    reverse = (col.long() * n + rows).argsort()
+    none = torch.zeros_like(left)
+
+    def sums(weight: Tensor, out: Tensor, scale: Tensor, block: Tensor) -> Tensor:  # out * W (scale * block)
+        return laplacian_product(rowptr, col, weight, none, -out, scale, block)
+
+    grads: list[Tensor | None] = [None] * 6
+    if need_left or need_right:
+        unscaled = edge_products(rowptr, col, torch.ones_like(left), torch.ones_like(right), g, x)
+    if need_left:
+        grads[2] = none.index_add(0, rows, h * right[col.long()] * unscaled)
+    if need_right:
+        grads[3] = none.index_add(0, col.long(), h * left[rows] * unscaled)
+    if need_g:
+        grads[4] = sums(h, left, right, x)
+    if need_x:
+        grads[5] = sums(h[reverse], right, left, g)
+    return tuple(grads)
+
+
+torch.library.register_autograd("lfm_torch::edge_products", _backward_edges, setup_context=_setup_edges)
 
 
 def laplacian_product(
