@@ -28,11 +28,12 @@ def representation_basis(
     n_basis: int = 50,
     metric: Metric = "angular",
     weights: Weights = "gaussian",
+    tol: float | None = None,
     warm_start: Basis | None = None,
 ) -> Basis:
     """Graph and basis of a representation ``x [..., n, d]``: what every comparison needs once per representation.
 
-    ``warm_start`` is the basis of a similar representation of the same samples.
+    ``tol`` and ``warm_start``, the basis of a similar representation of the same samples, are :func:`spectral_basis`'s.
 
     Raises:
         ValueError: rows that are all equal, and what :func:`build_graph` and :func:`spectral_basis` refuse.
@@ -41,7 +42,7 @@ def representation_basis(
     if bool((x == x[..., :1, :]).all(-1).all(-1).any()):
         raise ValueError("x must have rows that differ, got equal ones throughout (a collapsed representation)")
     graph = build_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
-    return _constant_first(spectral_basis(graph, n_basis=n_basis, warm_start=warm_start), graph.degree)
+    return _constant_first(spectral_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start), graph.degree)
 
 
 def _constant_first(basis: Basis, degrees: Tensor) -> Basis:

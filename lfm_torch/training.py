@@ -73,9 +73,10 @@ class MonitorOptions(ProbeOptions, total=False):
 class Monitor:
     """Measures how similar chosen layers are to a reference, again and again, on a fixed probe set.
 
-    At each measurement the layers are extracted in eval mode and reduced to graph and basis (started from the last
-    basis), and compared to the reference. The training is left as it is, bit for bit: weights, train/eval flags,
-    buffers, random number generators, hooks, autocast. Compiled, DDP- and FSDP-wrapped models are taken as they are.
+    At each measurement the layers are extracted in eval mode, reduced to graph and basis (started from the last basis,
+    to a tolerance that leaves scores exact to about 1e-4), and compared to the reference. The training is left as it
+    is, bit for bit: weights, train/eval flags, buffers, random number generators, hooks, autocast. Compiled, DDP- and
+    FSDP-wrapped models are taken as they are.
 
     Under torch.distributed every rank must call the same methods. Rank zero measures its model and hands the result to
     all, so that they agree to the bit; an error there is raised on all. With FSDP every rank takes part in the forward
