@@ -6,8 +6,8 @@ and figure 2 of the LFM paper, on CIFAR-10 networks trained from different seeds
 For every layer of one network, is the most similar layer of another one the same layer? Accuracy over all ordered pairs
 of networks, with its standard error over pairs. The folder is described in `cifar10.py`.
 
-The default settings were chosen with `--sweep --choose`, which sees the first three networks and the last 2,000 images
-alone; the score is on the first 2,000 images, "held out" on the other networks only.
+`--sweep --choose` varies settings on the first three networks and the last 2,000 images alone, so that they can be
+chosen without a look at what is scored; "held out" is the accuracy on the other networks only.
 """
 
 # %%

@@ -56,10 +56,10 @@ def test_kernel_agrees_with_twin(name: str, dtype: torch.dtype, device: torch.de
 def test_opcheck(name: str, device: torch.device) -> None:
     operator = OPERATORS[name]
     for args in list(operator.sample_inputs(device, torch.float64))[:4]:
-        if name == "laplacian_product":
-            args = tuple(
-                a.requires_grad_() if isinstance(a, torch.Tensor) and i in (2, 6, 7) else a for i, a in enumerate(args)
-            )
+        differentiable = {"laplacian_product": (2, 6, 7), "map_energies": (0, 1, 2, 3, 4)}.get(name, ())
+        args = tuple(
+            a.requires_grad_() if isinstance(a, torch.Tensor) and i in differentiable else a for i, a in enumerate(args)
+        )
         torch.library.opcheck(operator.compiled, args)
 
 
