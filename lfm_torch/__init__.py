@@ -12,6 +12,7 @@ from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.align import Alignment, align
 from lfm_torch.basis import Basis, spectral_basis
+from lfm_torch.basis_alignment import align_signs, align_subspaces
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
@@ -40,6 +41,8 @@ __all__ = [
     "Laplacian",
     "Neighbors",
     "align",
+    "align_signs",
+    "align_subspaces",
     "baselines",
     "build_graph",
     "build_info",

@@ -17,6 +17,7 @@ from lfm_torch.laplacian import Laplacian
 from lfm_torch.linalg import dense_eigenpairs, differentiable_eigenpairs, krylov, lobpcg, refine
 from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
+from lfm_torch.nystrom import extend_basis
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
 # not one that data is likely to be drawn with: a start that is the data itself misleads the survey of the spectrum
@@ -89,6 +90,36 @@ class Basis:
     def reconstruct(self, coefficients: Tensor) -> Tensor:
         """Functions ``Phi c`` of coefficients ``[..., m, p]``: ``[..., n, p]``."""
         return self.evecs @ coefficients
+
+    def extend(self, x_new: Tensor, *, x: Tensor, graph: Graph) -> Tensor:
+        r"""Values of the eigenvectors at points outside the graph, by Nyström extension.
+
+        ``phi_i(p) = sum_j w_pj / sqrt(d_p d_j) phi_i(j) / (1 - lambda_i)`` over the neighbours j of p among ``x``, with
+        the graph's weights of p's own distances and ``d_p`` their sum. For a basis of the symmetric Laplacian.
+        Differentiable in the basis and the points.
+
+        Args:
+            x_new: New points ``[..., q, d]``.
+            x: The points of the graph, ``[..., n, d]``.
+            graph: The graph that :func:`build_graph` made of ``x``.
+
+        Returns:
+            ``[..., q, m]``.
+
+        Raises:
+            TypeError: other dtypes.
+            ValueError: shapes that do not fit, "self_tuning" weights or a graph of unknown origin, eigenvalues of 1.
+
+        Example:
+            >>> import torch, lfm_torch as lfm
+            >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+            >>> graph = lfm.build_graph(x, n_neighbors=8, metric="euclidean")
+            >>> lfm.spectral_basis(graph, n_basis=5).extend(torch.randn(7, 2), x=x, graph=graph).shape
+            torch.Size([7, 5])
+
+        Source: Bengio et al. 2004 (NIPS 16), equation 3.
+        """
+        return extend_basis(self, x_new, x=x, graph=graph)
 
     def to(self, target: torch.device | torch.dtype | str) -> Basis:
         """Move to a device (a str names one), or cast the eigenpairs to a dtype."""
