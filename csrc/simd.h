@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #define LFM_INLINE inline __attribute__((always_inline))
@@ -18,12 +19,27 @@ namespace lfm::simd {
 
 enum class Level { generic, avx2, avx512 };
 
+// LFM_TORCH_SIMD=generic, avx2 or avx512 (without VNNI) keeps to what that name says, to try the code of other
+// machines.
+inline bool allowed(const char* name) {
+  const char* most = std::getenv("LFM_TORCH_SIMD");
+  if (most == nullptr || *most == 0) return true;
+  const auto rank = [](const char* level) {
+    constexpr const char* kLevels[] = {"generic", "avx2", "avx512"};
+    for (int i = 0; i < 3; ++i)
+      if (std::strcmp(level, kLevels[i]) == 0) return i;
+    return 3;
+  };
+  return rank(name) <= rank(most);
+}
+
 inline Level level() {
 #if defined(__x86_64__)
   static const Level found = [] {
+    if (!allowed("avx2")) return Level::generic;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq"))
+    if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
       return Level::avx512;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? Level::avx2 : Level::generic;
   }();
@@ -36,7 +52,7 @@ inline Level level() {
 // 16-bit products added up in 32 bits by one instruction, at the AVX-512 level.
 inline bool has_vnni() {
 #if defined(__x86_64__)
-  static const bool found = level() == Level::avx512 && __builtin_cpu_supports("avx512vnni");
+  static const bool found = level() == Level::avx512 && allowed("vnni") && __builtin_cpu_supports("avx512vnni");
   return found;
 #else
   return false;

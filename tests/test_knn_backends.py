@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
@@ -162,6 +163,34 @@ def test_a_budget_changes_the_way_but_not_the_result(metric: str) -> None:
     ample, tight = (lfm.knn(x, n_neighbors=120, metric=metric, memory_budget=b) for b in (1 << 30, 17 << 20))
     assert torch.equal(ample.indices, tight.indices)
     assert torch.equal(ample.distances, tight.distances)
+
+
+LEVEL = """
+import torch, lfm_torch as lfm
+for dtype in (torch.float32, torch.float64):
+    for n, d, k in ((700, 37, 60), (150, 301, 5), (40, 3, 39)):
+        x, y = torch.randn(n, d, dtype=dtype), torch.randn(n + 3, d, dtype=dtype)
+        for metric in ("euclidean", "angular", "inner_product"):
+            for other in (None, y):
+                ours = lfm.knn(x, other, n_neighbors=k, metric=metric, backend="native")
+                twin = lfm.knn(x, other, n_neighbors=k, metric=metric, backend="reference")
+                torch.testing.assert_close(ours.distances, twin.distances)
+                assert (ours.indices == twin.indices).double().mean() > 0.999
+    graph = lfm.build_graph(x, n_neighbors=5)
+    wanted = graph.to_torch_csr().to_dense() @ y[:n].sin()
+    found = y[:n].sin() * graph.degree.unsqueeze(1) - graph.laplacian("unnormalized") @ y[:n].sin()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
+def test_the_code_for_other_machines(level: str) -> None:
+    """Every level up to that of this machine, whatever it would choose by itself."""
+    if not lfm.build_info().cpu_kernels:
+        pytest.skip("the compiled kernels are not there")
+    environment = os.environ | {"LFM_TORCH_SIMD": level}
+    run = subprocess.run([sys.executable, "-c", LEVEL], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 PEAK = """

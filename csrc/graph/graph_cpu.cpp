@@ -46,42 +46,72 @@ struct Lists {  // CSR
   std::unique_ptr<Edge<T>[]> edge;
 };
 
-// For every node the edges that end in it, in ascending order of where they begin. Each worker owns a range of rows
-// and, per column, a range of the slots, so that the order does not depend on the number of workers.
+template <class T>
+struct StagedEdge {
+  int32_t from, to;  // from: within its graph; to: over the batch
+  T weight;
+};
+
+// For every node the edges that end in it, in ascending order of where they begin. Edges go to buckets of nodes first,
+// few enough to write to all at once, and within a bucket, which fits in the cache, to their places. Each worker owns a
+// range of rows and, per bucket, a range of the slots, so that the order does not depend on the number of workers.
 template <class T>
 Lists<T> transpose(const int64_t* index, const T* weight, int64_t rows, int64_t n, int64_t k) {
   const int64_t workers =
-      std::max<int64_t>(1, std::min<int64_t>({torch::stable::get_num_threads(), 8, rows * k >> 14}));
+      std::max<int64_t>(1, std::min<int64_t>({torch::stable::get_num_threads(), 64, rows * k >> 14}));
   const auto first_row = [&](int64_t worker) { return rows * worker / workers; };
+  int shift = 5;
+  while (rows >> shift > 512) ++shift;
+  const int64_t buckets = (rows >> shift) + 1;
   std::vector<std::vector<int64_t>> slots(workers);
   parallel_tasks(workers, [&](int64_t worker) {
     auto& count = slots[worker];
-    count.assign(rows, 0);
+    count.assign(buckets, 0);
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
-      int64_t* own = count.data() + i / n * n;
-      for (int64_t e = i * k; e < (i + 1) * k; ++e) ++own[index[e]];
+      const int64_t base = i / n * n;
+      for (int64_t e = i * k; e < (i + 1) * k; ++e) ++count[(base + index[e]) >> shift];
     }
   });
-  Lists<T> out;
-  out.start.resize(rows + 1);
+  std::vector<int64_t> first(buckets + 1);
   int64_t total = 0;
-  for (int64_t j = 0; j < rows; ++j) {
-    out.start[j] = total;
+  for (int64_t bucket = 0; bucket < buckets; ++bucket) {
+    first[bucket] = total;
     for (auto& count : slots) {
-      const int64_t own = count[j];
-      count[j] = total;
+      const int64_t own = count[bucket];
+      count[bucket] = total;
       total += own;
     }
   }
+  first[buckets] = total;
+  // both left as they are: every entry is written below
+  const std::unique_ptr<StagedEdge<T>[]> staged(new StagedEdge<T>[total]);
+  Lists<T> out;
+  out.start.resize(rows + 1);
   out.start[rows] = total;
-  out.edge.reset(new Edge<T>[total]);  // left as it is: every entry is written below
+  out.edge.reset(new Edge<T>[total]);
   parallel_tasks(workers, [&](int64_t worker) {
+    int64_t* slot = slots[worker].data();
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
       const int64_t base = i / n * n;
-      int64_t* slot = slots[worker].data() + base;
-      for (int64_t e = i * k; e < (i + 1) * k; ++e)
-        out.edge[slot[index[e]]++] = {static_cast<int32_t>(i - base), weight[e]};
+      for (int64_t e = i * k; e < (i + 1) * k; ++e) {
+        const int64_t to = base + index[e];
+        staged[slot[to >> shift]++] = {static_cast<int32_t>(i - base), static_cast<int32_t>(to), weight[e]};
+      }
     }
+  });
+  parallel_tasks(buckets, [&](int64_t bucket) {
+    const int64_t node = bucket << shift, nodes = std::min(rows - node, int64_t{1} << shift);
+    if (nodes <= 0) return;
+    std::vector<int64_t> place(nodes, 0);
+    for (int64_t e = first[bucket]; e < first[bucket + 1]; ++e) ++place[staged[e].to - node];
+    int64_t next = first[bucket];
+    for (int64_t j = 0; j < nodes; ++j) {
+      out.start[node + j] = next;
+      next += place[j];
+      place[j] = out.start[node + j];
+    }
+    for (int64_t e = first[bucket]; e < first[bucket + 1]; ++e)
+      out.edge[place[staged[e].to - node]++] = {staged[e].from, staged[e].weight};
   });
   return out;
 }

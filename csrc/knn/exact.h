@@ -57,6 +57,12 @@ LFM_INLINE void exact_loop(const Exact<T>& e) {
       own_scale[q] = kScaled ? e.row_scale[pair.row] : 1;
       other_scale[q] = kScaled ? e.column_scale[pair.column] : 1;
     }
+    for (int q = 0; q < kTogether; ++q) {  // the next ones lie anywhere: ask for them before they are needed
+      const Pair& pair = e.pairs[std::min(p + kTogether + q, e.count - 1)];
+      const char* next = reinterpret_cast<const char*>(e.y + pair.column * e.d);
+      for (int64_t byte = 0; byte < std::min<int64_t>(e.d * sizeof(T), 512); byte += 64)
+        __builtin_prefetch(next + byte);
+    }
     int64_t f = 0;
     for (; f + 8 <= e.d; f += 8)
 #pragma GCC unroll 4
