@@ -127,7 +127,7 @@ def knn(
         budget = _bytes_of(memory_budget, queries, database)
         indices, distances = _search(queries, database, n_neighbors, metric, backend, budget)
     if torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad)):
-        distances = _differentiable(queries, queries if database is None else database, indices, distances, metric)
+        distances = _differentiable(queries, database, indices, distances, metric)
     return Neighbors(indices.view(shape), distances.view(shape))
 
 
