@@ -61,13 +61,13 @@ def rows_of(n: int, k: int, columns: int, repeats: int, device: torch.device) ->
 
 def main() -> None:
     args = harness.arguments(__doc__.splitlines()[0])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(args.device)
     sizes = [(10_000, 300), (20_000, 30)] + ([(100_000, 300)] if device.type == "cuda" else [])
     rows = []
     for n, k in [(1000, 20)] if args.quick else sizes:
         for columns in (64, 16, 8, 1):
             rows += rows_of(n, k, columns, 3 * args.repeats, device)
-    harness.write("laplacian" + ("-quick" if args.quick else ""), rows, packages=("scipy",))
+    harness.write("laplacian", rows, args=args, packages=("scipy",))
 
 
 if __name__ == "__main__":

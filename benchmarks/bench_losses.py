@@ -16,8 +16,8 @@ def main() -> None:
     # ten clusters, as classes make them
     labels = torch.randint(10, (n,), generator=generator)
     z = torch.randn(10, 64, generator=generator)[labels] * 0.7 + torch.randn(n, 64, generator=generator)
-    x = (z @ torch.randn(64, d, generator=generator) / 8).requires_grad_()
-    target = z.tanh()
+    x = (z @ torch.randn(64, d, generator=generator) / 8).to(args.device).requires_grad_()
+    target = z.tanh().to(args.device)
     exact, dirichlet = LFMAlignmentLoss(n_basis=m), DirichletAlignmentLoss(n_basis=m)
     basis = exact.target_basis(target)
     contenders = {
@@ -35,7 +35,7 @@ def main() -> None:
     rows[3]["times cheaper than exact"] = harness.ratio(
         seconds, "exact, basis of the target given", "Dirichlet, basis of the target given"
     )
-    harness.write("losses" + ("-quick" if args.quick else ""), rows)
+    harness.write("losses", rows, args=args)
 
 
 if __name__ == "__main__":

@@ -22,14 +22,17 @@ from lfm_torch.ops import geodesics
 LAPLACIAN, COMMUTATIVITY, RIDGE = 1e-2, 1e-1, 1e-6
 
 
-def spaces(n: int, m: int, p: int, dtype: torch.dtype) -> tuple[lfm.Basis, lfm.Basis, torch.Tensor, torch.Tensor]:
+def spaces(
+    n: int, m: int, p: int, dtype: torch.dtype, device: str
+) -> tuple[lfm.Basis, lfm.Basis, torch.Tensor, torch.Tensor]:
     """A noisy rotated copy with distances to p common anchors."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 8, generator=generator, dtype=dtype)
     y = x @ torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=dtype)).Q
     y = y + 0.1 * torch.randn(n, 8, generator=generator, dtype=dtype)
+    x, y = x.to(device), y.to(device)
     basis_x, basis_y = (lfm.spectral_basis(lfm.build_graph(z), n_basis=m) for z in (x, y))
-    rows = torch.arange(p)
+    rows = torch.arange(p, device=device)
     return basis_x, basis_y, *(lfm.descriptors.anchor_distances(z, rows) for z in (x, y))
 
 
@@ -39,10 +42,10 @@ class Energy:
     def __init__(self, basis_x: lfm.Basis, basis_y: lfm.Basis, f_x: torch.Tensor, f_y: torch.Tensor) -> None:
         f_x, f_y = f_x / f_x.norm(dim=0), f_y / f_y.norm(dim=0)
         self.p, self.m_x, self.m_y = f_x.shape[1], basis_x.n_basis, basis_y.n_basis
-        self.A, self.B = basis_x.project(f_x).numpy(), basis_y.project(f_y).numpy()
-        self.penalty = (LAPLACIAN * laplacian_mask(basis_x.evals, basis_y.evals).numpy() + RIDGE) / self.m_x
-        self.S_x = multiplication_operators(basis_x, f_x).numpy()
-        self.S_y = multiplication_operators(basis_y, f_y).numpy()
+        self.A, self.B = basis_x.project(f_x).cpu().numpy(), basis_y.project(f_y).cpu().numpy()
+        self.penalty = (LAPLACIAN * laplacian_mask(basis_x.evals, basis_y.evals).cpu().numpy() + RIDGE) / self.m_x
+        self.S_x = multiplication_operators(basis_x, f_x).cpu().numpy()
+        self.S_y = multiplication_operators(basis_y, f_y).cpu().numpy()
 
     def __call__(self, flat: np.ndarray) -> tuple[float, np.ndarray]:
         C = flat.reshape(self.m_y, self.m_x)
@@ -55,8 +58,8 @@ class Energy:
         return value, gradient.ravel()
 
 
-def solve_rows(repeats: int, m: int, p: int) -> list[dict[str, object]]:
-    basis_x, basis_y, f_x, f_y = spaces(1000, m, p, torch.float64)
+def solve_rows(repeats: int, device: str, m: int, p: int) -> list[dict[str, object]]:
+    basis_x, basis_y, f_x, f_y = spaces(1000, m, p, torch.float64, device)
     energy = Energy(basis_x, basis_y, f_x, f_y)
 
     def ours() -> torch.Tensor:
@@ -72,7 +75,7 @@ def solve_rows(repeats: int, m: int, p: int) -> list[dict[str, object]]:
             fresh, np.zeros(m * m), jac=True, method="L-BFGS-B", options={"maxiter": 10_000, "maxfun": 10**6}
         ).x
 
-    ends = [energy(ours().numpy().ravel())[0], energy(peer())[0]]
+    ends = [energy(ours().cpu().numpy().ravel())[0], energy(peer())[0]]
     assert ends[0] <= ends[1], ends
     seconds = harness.interleaved({"lfm_torch": ours, "scipy L-BFGS": peer}, repeats)
     size = {"size": f"{m} x {m}, {p} descriptors"}
@@ -84,30 +87,31 @@ def solve_rows(repeats: int, m: int, p: int) -> list[dict[str, object]]:
     return rows
 
 
-def large_row(m: int, p: int) -> dict[str, object]:
-    inputs = spaces(2000, m, p, torch.float32)
+def large_row(device: str, m: int, p: int) -> dict[str, object]:
+    inputs = spaces(2000, m, p, torch.float32, device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     fmap = lfm.functional_map(*inputs, laplacian_weight=LAPLACIAN, commutativity_weight=COMMUTATIVITY)
     row: dict[str, object] = {"what": "map, lfm_torch", "size": f"{m} x {m}, {p} descriptors"}
+    harness.synchronize()
     row |= {"seconds": time.perf_counter() - start, "steps": fmap.iterations, "residual": fmap.residual}
     row["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     row["of this, the solve GiB"] = float(row["peak GiB"]) - before / 2**20
     return row
 
 
-def geodesic_rows(repeats: int, n: int, k: int, p: int) -> list[dict[str, object]]:
-    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
+def geodesic_rows(repeats: int, device: str, n: int, k: int, p: int) -> list[dict[str, object]]:
+    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).to(device)
     graph = lfm.build_graph(x, n_neighbors=k, metric="euclidean", weights="distance", symmetrize="union")
-    sources, matrix = torch.arange(p), graph.to_scipy()
+    sources, matrix = torch.arange(p, device=device), graph.to_scipy()
 
     def ours() -> torch.Tensor:
         return geodesics(graph.rowptr, graph.col, graph.weight, sources.unsqueeze(0))
 
     def peer() -> np.ndarray:
-        return dijkstra(matrix, directed=True, indices=sources.numpy())
+        return dijkstra(matrix, directed=True, indices=sources.cpu().numpy())
 
-    np.testing.assert_allclose(ours()[0].T.numpy(), peer(), rtol=1e-5)
+    np.testing.assert_allclose(ours()[0].T.cpu().numpy(), peer(), rtol=1e-5)
     seconds = harness.interleaved({"lfm_torch": ours, "scipy": peer}, repeats)
     size = {"size": f"n = {n}, {k} neighbours, {p} sources"}
     rows: list[dict[str, object]] = [
@@ -117,28 +121,30 @@ def geodesic_rows(repeats: int, n: int, k: int, p: int) -> list[dict[str, object
     return rows
 
 
-def alignment_row(n: int, d: int) -> dict[str, object]:
+def alignment_row(device: str, n: int, d: int) -> dict[str, object]:
     generator = torch.Generator().manual_seed(0)
     # a spectrum like that of an embedding, and noise that leaves a tenth of the rows ambiguous
     x = torch.randn(n, d, generator=generator) * torch.logspace(0, -0.8, d)
     order = torch.randperm(n, generator=generator)
     y = x @ torch.linalg.qr(torch.randn(d, d, generator=generator)).Q
     y = (y + 0.5 * torch.randn(n, d, generator=generator) * torch.logspace(0, -0.8, d))[order]
+    x, y = x.to(device), y.to(device)
     start = time.perf_counter()
     alignment = lfm.align(x, y, method="coupling")
+    harness.synchronize()
     seconds = time.perf_counter() - start
     row: dict[str, object] = {"what": "align, no anchors, lfm_torch", "size": f"n = {n}, d = {d}", "seconds": seconds}
-    return row | {"matched": float((alignment.untrusted.idx_yx == order).float().mean())}
+    return row | {"matched": float((alignment.untrusted.idx_yx.cpu() == order).float().mean())}
 
 
 def main() -> None:
     args = harness.arguments(__doc__.splitlines()[0])
-    quick = args.quick
-    rows = solve_rows(args.repeats, *((20, 10) if quick else (50, 50)))
-    rows.append(large_row(*((60, 20) if quick else (300, 200))))
-    rows += geodesic_rows(args.repeats, *((500, 20, 5) if quick else (10_000, 50, 20)))
-    rows.append(alignment_row(*((300, 20) if quick else (2000, 300))))
-    harness.write("maps" + ("-quick" if quick else ""), rows, packages=("scipy",))
+    quick, device = args.quick, args.device
+    rows = solve_rows(args.repeats, device, *((20, 10) if quick else (50, 50)))
+    rows.append(large_row(device, *((60, 20) if quick else (300, 200))))
+    rows += geodesic_rows(args.repeats, device, *((500, 20, 5) if quick else (10_000, 50, 20)))
+    rows.append(alignment_row(device, *((300, 20) if quick else (2000, 300))))
+    harness.write("maps", rows, args=args, packages=("scipy",))
 
 
 if __name__ == "__main__":

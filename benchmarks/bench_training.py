@@ -68,23 +68,26 @@ def main() -> None:
     rates = (None, 0.05, 0.0005, 0.0005, 0.0005)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    model = ResNet18(width)
+    model = ResNet18(width).to(args.device)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    monitor = Monitor(model, images(n_probe, generator)[0], layers="layers.*", background=False)
+    monitor = Monitor(model, images(n_probe, generator)[0].to(args.device), layers="layers.*", background=False)
     step_seconds, total_seconds = [], []
     for point, rate in enumerate(rates):
         for _ in range(0 if rate is None else steps):
-            x, y = images(BATCH, generator)
+            x, y = (part.to(args.device) for part in images(BATCH, generator))
             optimizer.param_groups[0]["lr"] = rate
             for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
                 norm.momentum = 0.1 if rate > 0.001 else 0.0
+            harness.synchronize()
             start = time.perf_counter()
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
+            harness.synchronize()
             step_seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
         monitor.measure(step=point)
+        harness.synchronize()
         total_seconds.append(time.perf_counter() - start)
     per_epoch = N_TRAINING / BATCH
     epoch = harness.median(step_seconds) * per_epoch
@@ -108,7 +111,7 @@ def main() -> None:
             "forward": harness.median(step_seconds),
         }
     )
-    harness.write("training" + ("-quick" if args.quick else ""), rows)
+    harness.write("training", rows, args=args)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,19 @@ def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats + 1):
         for name, run in contenders.items():
-            _synchronize()
+            synchronize()
             start = time.perf_counter()
             run()
-            _synchronize()
+            synchronize()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def median(values: list[float]) -> float:
@@ -123,11 +129,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "absent"
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _processor() -> str:

@@ -157,6 +157,13 @@ def test_knn_of_values_that_are_not_numbers(knn: str, order: None, monkeypatch: 
     assert torch.equal(found[0, good], wanted[0, good])
 
 
+@pytest.mark.parametrize("order", ["random"], indirect=True)
+def test_knn_of_ragged_sets(knn: str, order: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    redirect(monkeypatch, knn)
+    for metric in ("euclidean", "inner_product"):
+        cuda.check_ragged(torch.Generator().manual_seed(0), torch.float32, metric, (3, 0, 1, 140, 7), 9)
+
+
 @pytest.mark.parametrize("order", ORDERS, indirect=True)
 @pytest.mark.parametrize("dtype", cuda.DTYPES)
 def test_product(others: str, order: None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +180,16 @@ def test_product(others: str, order: None, dtype: torch.dtype, monkeypatch: pyte
         for block in (x, shifted):
             args = (rowptr, col, left, right, z, block)
             cuda.check_close(cuda.call("edge_products", *args)[0], cuda.twin_in_float64("edge_products", *args)[0])
+
+
+@pytest.mark.parametrize("order", ["random"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_product_of_half_stored_blocks(
+    others: str, order: None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redirect(monkeypatch, others)
+    for n, k, m in ((2, 1, 1), (40, 33, 8), (31, 7, 37), (12, 5, 136)):
+        cuda.check_half_product(torch.Generator().manual_seed(0), dtype, n, k, m)
 
 
 @pytest.mark.parametrize("order", ORDERS, indirect=True)

@@ -100,9 +100,15 @@ def to_device(value: Any, device: torch.device | None = None) -> Any:
     return value.to(device or DEVICE) if isinstance(value, Tensor) else value
 
 
+def on_device(name: str, args: tuple[Any, ...], device: torch.device | None = None) -> list[Any]:
+    """The arguments of an operator, on the GPU but for offsets, which stay on the CPU by contract."""
+    names = [argument.name for argument in getattr(torch.ops.lfm_torch, name).default._schema.arguments]
+    return [a if names[i].endswith("offsets") else to_device(a, device) for i, a in enumerate(args)]
+
+
 def call(name: str, *args: Any) -> tuple[Tensor, ...]:
     """Run the kernel on the GPU with inputs and results on the CPU."""
-    results = OPERATORS[name].compiled(*(to_device(a) for a in args))
+    results = OPERATORS[name].compiled(*on_device(name, args))
     return tuple(r.cpu() for r in ((results,) if isinstance(results, Tensor) else results))
 
 
@@ -171,7 +177,11 @@ def check_knn(x: Tensor, y: Tensor | None, k: int, metric: str) -> None:
 def test_sample_inputs(name: str, dtype: torch.dtype) -> None:
     for args in OPERATORS[name].sample_inputs(torch.device("cpu"), dtype):
         if name == "knn":
-            check_knn(*args)
+            check_knn(*args[:4])
+            continue
+        if name == "knn_ragged":  # near ties may differ in order: the values only, of which some are infinite
+            got, wanted = call(name, *args)[1], twin(name, *args)[1]
+            torch.testing.assert_close(got, wanted, **TOLERANCES[dtype])
             continue
         for got, wanted in zip(call(name, *args), twin_in_float64(name, *args), strict=True):
             check_close(got, wanted)
@@ -252,6 +262,31 @@ class TestKnnTies:
         assert torch.equal(indices[0, good], twin("knn", x, None, 5, "euclidean")[0][0, good])
 
 
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_knn_of_ragged_sets(fresh: torch.Generator, metric: str, dtype: torch.dtype) -> None:
+    for sizes, k in (((5,), 4), ((3, 0, 1, 300, 131), 12), ((0, 0), 2), ((40, 1, 2), 60)):
+        check_ragged(fresh, dtype, metric, sizes, k)
+
+
+def check_ragged(fresh: torch.Generator, dtype: torch.dtype, metric: str, sizes: tuple[int, ...], k: int) -> None:
+    """Each set as if it were alone, its rows filled up with -1; the second set starts off any multiple of 16 bytes."""
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    x = randn(fresh, int(starts[-1]), 3, dtype=dtype)
+    indices, distances = call("knn_ragged", x, None, starts, None, k, metric, 0)
+    assert indices.shape == distances.shape == (len(x), k)
+    none = -torch.inf if metric == "inner_product" else torch.inf
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        found = min(k, end - begin - 1) if end > begin else 0
+        assert bool((indices[begin:end, max(found, 0) :] == -1).all())
+        assert bool((distances[begin:end, max(found, 0) :] == none).all())
+        if found > 0:
+            wanted_indices, wanted = call("knn", x[begin:end].unsqueeze(0), None, found, metric, 0)
+            assert torch.equal(indices[begin:end, :found], begin + wanted_indices[0])
+            assert torch.equal(distances[begin:end, :found], wanted[0])
+
+
 def product_inputs(fresh: torch.Generator, n: int, k: int, m: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     weights = torch.rand(1, n, k, generator=fresh, dtype=torch.float64).to(dtype)
     rowptr, col, weight = twin("symmetrize_edges", neighbor_lists(fresh, 1, n, k), weights, "mean")
@@ -273,6 +308,27 @@ def test_product_and_edge_gradient(fresh: torch.Generator, dtype: torch.dtype, m
         args = (rowptr, col, left, right, z, shifted)
         (got,), (wanted,) = call("edge_products", *args), twin_in_float64("edge_products", *args)
         check_close(got, wanted)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("m", [1, 4, 8, 31, 64, 136, 261])
+def test_product_of_half_stored_blocks(fresh: torch.Generator, dtype: torch.dtype, m: int) -> None:
+    for n, k in ((40, 5), (300, 33)):
+        check_half_product(fresh, dtype, n, k, m)
+
+
+def check_half_product(fresh: torch.Generator, dtype: torch.dtype, n: int, k: int, m: int) -> None:
+    """Sums in float32, one rounding at the end: aligned and not, with z and without."""
+    *graph, x, z = product_inputs(fresh, n, k, m, torch.float32)
+    x, z = x.to(dtype), z.to(dtype)
+    shifted = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(n, m)
+    for block, other in ((x, None), (shifted, z)):
+        args = (*graph, block, other, -0.7, 0.3, 1.5)
+        (got,), (wanted,) = call("laplacian_product", *args), twin_in_float64("laplacian_product", *args)
+        assert got.dtype == dtype
+        allowed = torch.finfo(dtype).eps / 2 * wanted.abs() + 1e-5 * wanted.abs().max()
+        assert bool(((got.double() - wanted).abs() <= allowed).all())
 
 
 @on_gpu
@@ -327,6 +383,11 @@ def stream_cases(fresh: torch.Generator) -> Iterator[tuple[str, tuple[Any, ...]]
     indices, weights = neighbor_lists(fresh, 1, 2000, 30), torch.rand(1, 2000, 30, generator=fresh)
     yield "symmetrize_edges", (indices, weights, "union")
     yield "symmetrize_edges_backward", (indices, weights, *twin("symmetrize_edges", indices, weights, "union"), "union")
+    yield "geodesics", (rowptr, col, weight, torch.randint(0, 2000, (1, 17), generator=fresh))
+    factors = [randn(fresh, *shape, dtype=torch.float32) for shape in ((1, 5, 50), (6, 1, 50)) * 2]
+    yield "map_energies", (randn(fresh, 6, 50, 5, 50, dtype=torch.float32), *factors, 1)
+    points, offsets = randn(fresh, 900, 16, dtype=torch.float32), torch.tensor([0, 300, 301, 900])
+    yield "knn_ragged", (points, None, offsets, None, 10, "euclidean")
 
 
 @on_gpu
@@ -335,9 +396,9 @@ def test_streams_and_runs(fresh: torch.Generator) -> None:
         expected = call(name, *args)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            moved = [to_device(a) for a in args]
+            moved = on_device(name, args)
             torch.cuda._sleep(20_000_000)  # work on the wrong stream would run before its inputs are there
-            late = [a + 0 if isinstance(a, Tensor) else a for a in moved]
+            late = [a + 0 if isinstance(a, Tensor) and a.is_cuda else a for a in moved]
             for _ in range(2):
                 results = OPERATORS[name].compiled(*late)
         stream.synchronize()
@@ -346,10 +407,12 @@ def test_streams_and_runs(fresh: torch.Generator) -> None:
 
 
 @on_gpu
-@pytest.mark.parametrize("name", ["laplacian_product", "edge_products", "connected_components", "knn"])
+@pytest.mark.parametrize(
+    "name", ["laplacian_product", "edge_products", "connected_components", "knn", "knn_ragged", "map_energies"]
+)
 def test_cuda_graph(fresh: torch.Generator, name: str) -> None:
-    """All but symmetrize_edges read nothing back, so a call can be captured once and replayed on other values."""
-    args = [to_device(a) for a in dict(stream_cases(fresh))[name]]
+    """What reads nothing back (not symmetrize_edges and geodesics) is captured once, replayed on other values."""
+    args = on_device(name, dict(stream_cases(fresh))[name])
     compiled = OPERATORS[name].compiled
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -375,7 +438,7 @@ def test_another_device_than_the_current_one(fresh: torch.Generator) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device")
     for name, args in stream_cases(fresh):
-        results = OPERATORS[name].compiled(*(to_device(a, torch.device("cuda:1")) for a in args))
+        results = OPERATORS[name].compiled(*on_device(name, args, torch.device("cuda:1")))
         for got, wanted in zip((results,) if isinstance(results, Tensor) else results, call(name, *args), strict=True):
             assert got.device == torch.device("cuda:1")
             assert torch.equal(got.cpu(), wanted)

@@ -1,5 +1,8 @@
 // laplacian_product and its edge gradient on the GPU: one warp per row, its lanes shared out over edges and columns.
-// Sums have a fixed order, so results do not change from run to run.
+// Sums have a fixed order, so results do not change from run to run. Half types are storage only: values are computed
+// in float32 and rounded once, where the result is written.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <torch/csrc/stable/library.h>
 
 #include <initializer_list>
@@ -26,27 +29,40 @@ __device__ inline Pack<T, kVector> load(const T* from) {
   return *reinterpret_cast<const Pack<T, kVector>*>(from);
 }
 
-template <class T>
+__device__ inline float value_of(float stored) { return stored; }
+__device__ inline double value_of(double stored) { return stored; }
+__device__ inline float value_of(__half stored) { return __half2float(stored); }
+__device__ inline float value_of(__nv_bfloat16 stored) { return __bfloat162float(stored); }
+
+// To the nearest stored value, ties to even.
+__device__ inline void store(float value, float& into) { into = value; }
+__device__ inline void store(double value, double& into) { into = value; }
+__device__ inline void store(float value, __half& into) { into = __float2half_rn(value); }
+__device__ inline void store(float value, __nv_bfloat16& into) { into = __float2bfloat16_rn(value); }
+
+// S: how the block is stored; T: what is computed in.
+template <class S, class T>
 struct Product {
   const int64_t* rowptr;
   const int32_t* col;
-  const T *weight, *diagonal, *left, *right, *x, *z;  // z may be null
-  T* y;
+  const T *weight, *diagonal, *left, *right;
+  const S *x, *z;  // z may be null
+  S* y;
   int64_t rows, columns, blocks;  // blocks: of kLanes x kVector columns
   T a, b, c;
 };
 
 // y = (a diagonal + b) x - a left sum_e weight_e right_j x_j + c z. A warp takes one row and one block of columns;
 // kLanes lanes go across the columns, so that 32 / kLanes edges are added at once.
-template <class T, int kVector, int kLanes>
-__global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
+template <class S, class T, int kVector, int kLanes>
+__global__ void __launch_bounds__(kThreads) product_kernel(Product<S, T> p) {
   constexpr int kEdges = kWarp / kLanes, kInFlight = kLanes < 8 ? kLanes : 8;
   const int lane = threadIdx.x % kWarp, across = lane % kLanes, edge = lane / kLanes;
   const int64_t task = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (task >= p.rows * p.blocks) return;
   const int64_t row = task / p.blocks, column = (task % p.blocks * kLanes + across) * kVector;
   const bool active = column < p.columns;
-  const T* x = p.x + (active ? column : 0);  // lanes past the last column read along, and drop what they read
+  const S* x = p.x + (active ? column : 0);  // lanes past the last column read along, and drop what they read
   const int64_t end = p.rowptr[row + 1];
   T sum[kVector] = {};
   for (int64_t first = p.rowptr[row]; first < end; first += kWarp) {
@@ -59,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
     }
     const int count = static_cast<int>(min(end - first, int64_t{kWarp}));
     for (int base = 0; base < count; base += kInFlight * kEdges) {
-      Pack<T, kVector> values[kInFlight];
+      Pack<S, kVector> values[kInFlight];
       T weights[kInFlight];
 #pragma unroll
       for (int u = 0; u < kInFlight; ++u) {
@@ -71,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
       for (int u = 0; u < kInFlight; ++u) {
         if (base + u * kEdges + edge >= count) continue;
 #pragma unroll
-        for (int v = 0; v < kVector; ++v) sum[v] += weights[u] * values[u].v[v];
+        for (int v = 0; v < kVector; ++v) sum[v] += weights[u] * value_of(values[u].v[v]);
       }
     }
   }
@@ -83,15 +99,18 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product<T> p) {
   if (!active || edge != 0) return;
   const T own = p.a * p.diagonal[row] + p.b, other = -p.a * p.left[row];
   const int64_t at = row * p.columns + column;
-  Pack<T, kVector> y = load<kVector>(p.x + at);
+  const Pack<S, kVector> before = load<kVector>(p.x + at);
 #pragma unroll
-  for (int v = 0; v < kVector; ++v) y.v[v] = own * y.v[v] + other * sum[v];
+  for (int v = 0; v < kVector; ++v) sum[v] = own * value_of(before.v[v]) + other * sum[v];
   if (p.z) {
-    const Pack<T, kVector> z = load<kVector>(p.z + at);
+    const Pack<S, kVector> z = load<kVector>(p.z + at);
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) y.v[v] += p.c * z.v[v];
+    for (int v = 0; v < kVector; ++v) sum[v] += p.c * value_of(z.v[v]);
   }
-  *reinterpret_cast<Pack<T, kVector>*>(p.y + at) = y;
+  Pack<S, kVector> y;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) store(sum[v], y.v[v]);
+  *reinterpret_cast<Pack<S, kVector>*>(p.y + at) = y;
 }
 
 template <class T>
@@ -148,17 +167,17 @@ bool vectorizable(int64_t columns, std::initializer_list<const T*> blocks) {
   return aligned;
 }
 
-template <class T, int kVector>
-void launch(Product<T> p, cudaStream_t stream) {
+template <int kVector, class S, class T>
+void launch(Product<S, T> p, cudaStream_t stream) {
   with_lanes(ceil_div(p.columns, kVector), [&](auto lanes) {
     constexpr int kLanes = decltype(lanes)::value;
     p.blocks = ceil_div(p.columns, kLanes * kVector);
-    product_kernel<T, kVector, kLanes><<<grid_of(ceil_div(p.rows * p.blocks, kWarps)), kThreads, 0, stream>>>(p);
+    product_kernel<S, T, kVector, kLanes><<<grid_of(ceil_div(p.rows * p.blocks, kWarps)), kThreads, 0, stream>>>(p);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
 
-template <class T, int kVector>
+template <int kVector, class T>
 void launch(const EdgeProducts<T>& p, cudaStream_t stream) {
   // two loads to a lane: half the shuffles of the reduction
   with_lanes(ceil_div(p.columns, 2 * kVector), [&](auto lanes) {
@@ -168,9 +187,9 @@ void launch(const EdgeProducts<T>& p, cudaStream_t stream) {
   });
 }
 
-void check_scaling(const char* name, const Tensor& t, const Tensor& x, int64_t rows) {
-  check_same_device(name, t, "x", x);
-  check_like(name, t, "x", x);
+void check_scaling(const char* name, const Tensor& t, const char* like_name, const Tensor& like, int64_t rows) {
+  check_same_device(name, t, like_name, like);
+  check_like(name, t, like_name, like);
   check_dim(name, t, 1);
   check_size(name, t, 0, rows);
   check_contiguous(name, t);
@@ -188,7 +207,6 @@ void check_block(const char* name, const Tensor& t, const Tensor& x, int64_t row
 // Returns the number of rows.
 int64_t check_graph(const Tensor& rowptr, const Tensor& col, const Tensor& x) {
   check_cuda("x", x);
-  check_floating("x", x);
   check_dim("x", x, 2);
   check_csr(rowptr, col);
   check_same_device("rowptr", rowptr, "x", x);
@@ -198,39 +216,57 @@ int64_t check_graph(const Tensor& rowptr, const Tensor& col, const Tensor& x) {
   return rows;
 }
 
+// Calls body with null pointers of the type a block is stored in and of the type it is computed in.
+template <class Body>
+void dispatch_stored(const Tensor& x, Body&& body) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return body(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return body(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
+    case ScalarType::BFloat16:
+      return body(static_cast<__nv_bfloat16*>(nullptr), static_cast<float*>(nullptr));
+    default:
+      return body(static_cast<__half*>(nullptr), static_cast<float*>(nullptr));
+  }
+}
+
 Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
                               Tensor x, std::optional<Tensor> z, double a, double b, double c) {
   const int64_t rows = check_graph(rowptr, col, x);
   check_block("x", x, x, rows);
-  check_scaling("weight", weight, x, col.size(0));
-  check_scaling("diagonal", diagonal, x, rows);
-  check_scaling("left", left, x, rows);
-  check_scaling("right", right, x, rows);
+  check_same_device("weight", weight, "x", x);
+  check_block_type("x", x, "weight", weight);
+  check_scaling("weight", weight, "weight", weight, col.size(0));
+  check_scaling("diagonal", diagonal, "weight", weight, rows);
+  check_scaling("left", left, "weight", weight, rows);
+  check_scaling("right", right, "weight", weight, rows);
   if (z) check_block("z", *z, x, rows);
   const DeviceScope scope(x);
   Tensor y = torch::stable::new_empty(x, x.sizes());
   if (rows == 0 || x.size(1) == 0) return y;
-  dispatch_floating("x", x, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    Product<T> p{};
+  dispatch_stored(x, [&](auto* stored, auto* value) {
+    using S = std::remove_pointer_t<decltype(stored)>;
+    using T = std::remove_pointer_t<decltype(value)>;
+    Product<S, T> p{};
     p.rowptr = rowptr.const_data_ptr<int64_t>();
     p.col = col.const_data_ptr<int32_t>();
     p.weight = weight.const_data_ptr<T>();
     p.diagonal = diagonal.const_data_ptr<T>();
     p.left = left.const_data_ptr<T>();
     p.right = right.const_data_ptr<T>();
-    p.x = x.const_data_ptr<T>();
-    p.z = z ? z->const_data_ptr<T>() : nullptr;
-    p.y = y.mutable_data_ptr<T>();
+    p.x = static_cast<const S*>(x.const_data_ptr());
+    p.z = z ? static_cast<const S*>(z->const_data_ptr()) : nullptr;
+    p.y = static_cast<S*>(y.mutable_data_ptr());
     p.rows = rows;
     p.columns = x.size(1);
     p.a = static_cast<T>(a);
     p.b = static_cast<T>(b);
     p.c = static_cast<T>(c);
-    if (vectorizable<T>(p.columns, {p.x, p.y, p.z})) {
-      launch<T, 16 / sizeof(T)>(p, scope.stream());
+    if (vectorizable<S>(p.columns, {p.x, p.y, p.z})) {
+      launch<16 / sizeof(S)>(p, scope.stream());
     } else {
-      launch<T, 1>(p, scope.stream());
+      launch<1>(p, scope.stream());
     }
   });
   return y;
@@ -238,10 +274,11 @@ Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor d
 
 Tensor edge_products_cuda(Tensor rowptr, Tensor col, Tensor left, Tensor right, Tensor g, Tensor x) {
   const int64_t rows = check_graph(rowptr, col, x);
+  check_floating("x", x);
   check_block("x", x, x, rows);
   check_block("g", g, x, rows);
-  check_scaling("left", left, x, rows);
-  check_scaling("right", right, x, rows);
+  check_scaling("left", left, "x", x, rows);
+  check_scaling("right", right, "x", x, rows);
   const DeviceScope scope(x);
   Tensor out = torch::stable::new_empty(x, {col.size(0)});
   if (rows == 0 || col.size(0) == 0) return out;
@@ -257,9 +294,9 @@ Tensor edge_products_cuda(Tensor rowptr, Tensor col, Tensor left, Tensor right, 
                             rows,
                             x.size(1)};
     if (vectorizable<T>(p.columns, {p.g, p.x})) {
-      launch<T, 16 / sizeof(T)>(p, scope.stream());
+      launch<16 / sizeof(T)>(p, scope.stream());
     } else {
-      launch<T, 1>(p, scope.stream());
+      launch<1>(p, scope.stream());
     }
   });
   return out;

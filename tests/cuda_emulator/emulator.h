@@ -2,6 +2,9 @@
 // A block runs as fibers of one host thread; barriers and warp operations are where they wait (emulator.cpp).
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
 #include <algorithm>
 #include <cfenv>
 #include <cmath>
@@ -142,6 +145,13 @@ inline long long __double_as_longlong(double v) { return reinterpreted<long long
 inline double __longlong_as_double(long long v) { return reinterpreted<double>(v); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __clzll(long long v) { return v == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(v)); }
+
+using __half = c10::Half;
+using __nv_bfloat16 = c10::BFloat16;
+inline float __half2float(__half v) { return static_cast<float>(v); }
+inline float __bfloat162float(__nv_bfloat16 v) { return static_cast<float>(v); }
+inline __half __float2half_rn(float v) { return static_cast<__half>(v); }
+inline __nv_bfloat16 __float2bfloat16_rn(float v) { return static_cast<__nv_bfloat16>(v); }
 
 inline float __fadd_rd(float a, float b) {
   return emulator::rounded<float>(FE_DOWNWARD, a, b, 0.0f, [](auto& x, auto& y, auto&) { return x + y; });

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-HEADERS = ("cuda_runtime.h", "cuda_pipeline.h", "cub/device/device_radix_sort.cuh", "cub/device/device_scan.cuh")
+HEADERS = (
+    "cuda_runtime.h",
+    "cuda_bf16.h",
+    "cuda_fp16.h",
+    "cuda_pipeline.h",
+    "cub/device/device_radix_sort.cuh",
+    "cub/device/device_scan.cuh",
+)
 SCOPE = """struct DeviceScope {
   explicit DeviceScope(const Tensor&) {}
   cudaStream_t stream() const { return nullptr; }
@@ -82,7 +89,7 @@ def _launches(text: str) -> str:
             closing = _matching(text, closing, 1, "()") + 1 if text[closing] == "(" else closing + 1
         end = _matching(text, closing + 3, 1, "()") + 1
         name, arguments = text[begin:opening].rstrip(), text[closing + 3 : end]
-        configuration = re.sub(r",\s*stream$", "", text[opening + 3 : closing])
+        configuration = re.sub(r",\s*(\w+\.)?stream(\(\))?$", "", text[opening + 3 : closing])
         call = f'emulator::launch("{name}", {configuration}, [&] {{ {name}{arguments}; }})'
         text = text[:begin] + call + text[end:]
     return text
