@@ -2,7 +2,8 @@
 
 For a machine whose python has torch with CUDA, without network. A prebuilt ``lfm_torch/_cuda*.so`` is taken as it is.
 Writes ``benchmarks/results/<gpu>.json`` (h200.json on an H200). Each part can be run alone: ``python benchmarks/gpu.py
-tests``, ``... bench bench_knn``, ``... sanitize``.
+tests``, ``... bench bench_knn``, ``... sanitize``. ``... resources`` needs nvcc only: registers, shared memory, spills
+and occupancy of every kernel on sm_90, to ``cuda-resources.json``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,17 @@ import harness
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("build", "tests", "bench", "sanitize")
+PARTS = ("build", "tests", "bench", "sanitize", "resources")
 # seconds a part may take, so that one that hangs costs neither the others nor the machine
 LIMITS = {"build": 240, "tests": 200, "bench": 120, "sanitize": 300}
+WHOLE, BEGUN = 480, time.perf_counter()  # of build, tests and benchmarks together
+SANITIZERS = ("memcheck", "racecheck")
+# what these measure is not a GPU: the command line on many small checkpoints
+NOT_FOR_GPU = {"bench_compare"}
+# of an SM of sm_90: registers, bytes of shared memory (1 KiB more for each block), threads, blocks
+REGISTERS, SHARED, THREADS, BLOCKS = 65536, 228 * 1024, 2048, 32
 # small shapes: the sanitizer slows a kernel by one to two orders of magnitude
-SANITIZED = ["tests/test_ops.py", "tests/test_cuda_library.py", "-m", "gpu", "-k", "twin or stream or misaligned"]
+SANITIZED = ["tests/test_cuda_library.py", "-m", "gpu", "-k", "sample_inputs or half_stored or ragged or empty"]
 
 
 def run(what: str, command: list[str], limit: int) -> dict[str, Any]:
@@ -34,7 +42,11 @@ def run(what: str, command: list[str], limit: int) -> dict[str, Any]:
     print(f"\n== {what}: {' '.join(command)}", flush=True)
     # "python -m pytest" and the benchmarks must both import the package beside them
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    if what in SANITIZERS:  # an access past a tensor shows only where each tensor is an allocation of its own
+        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     started = time.perf_counter()
+    if what not in SANITIZERS:
+        limit = min(limit, max(1, int(WHOLE - (started - BEGUN))))
     try:
         status: int | str = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit, check=False).returncode
     except subprocess.TimeoutExpired:
@@ -53,9 +65,10 @@ def tests() -> list[dict[str, Any]]:
 
 
 def bench(names: list[str]) -> list[dict[str, Any]]:
-    scripts = sorted(path for path in (ROOT / "benchmarks").glob("bench_*.py") if not names or path.stem in names)
+    found = sorted(path for path in (ROOT / "benchmarks").glob("bench_*.py") if path.stem not in NOT_FOR_GPU)
+    scripts = [path for path in found if not names or path.stem in names]
     if len(scripts) < len(names):
-        raise SystemExit(f"benchmarks must be among {[path.stem for path in scripts]}, got {names}")
+        raise SystemExit(f"benchmarks must be among {[path.stem for path in found]}, got {names}")
     parts = []
     for script in scripts:
         started = time.time()
@@ -73,8 +86,53 @@ def sanitize() -> list[dict[str, Any]]:
     pytest = [sys.executable, "-m", "pytest", "-q", *SANITIZED]
     return [
         run(check, [tool, "--tool", check, "--error-exitcode", "9", *pytest], LIMITS["sanitize"])
-        for check in ("memcheck", "racecheck")
+        for check in SANITIZERS
     ]
+
+
+def resources() -> list[dict[str, Any]]:
+    """One row for each kernel of the sources, the most that any of its instances takes."""
+    from torch.utils.cpp_extension import include_paths
+
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise SystemExit("nvcc is not on PATH; it comes with the CUDA toolkit")
+    flags = ["-std=c++17", "-O3", "-arch=sm_90", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-Xptxas=-v", "-cubin"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000", *(f"-I{path}" for path in (ROOT / "csrc", *include_paths()))]
+    entry = re.compile(
+        r"Compiling entry function '(?P<name>\w+)'.*?(?P<spilled>\d+) bytes spill stores"
+        r".*?Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
+        flags=re.DOTALL,
+    )
+    rows = []
+    for source in sorted((ROOT / "csrc").rglob("*_cuda.cu")):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [nvcc, *flags, str(source), "-o", str(Path(folder) / "kernels.cubin")]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        near = "".join(path.read_text() for path in sorted(source.parent.glob("*.cu*")))
+        size = re.search(r"constexpr int kThreads = (\d+);", near)
+        assert size is not None, source
+        kernels: dict[str, dict[str, int]] = {}
+        for found in entry.finditer(text):
+            name = re.search(r"\d([a-z_]+_kernel)(?![a-z])", found["name"])
+            if name is None or "3cub" in found["name"]:
+                continue  # kernels of the toolkit
+            kernel = kernels.setdefault(name[1], {"instances": 0, "registers": 0, "shared": 0, "spilled": 0})
+            kernel["instances"] += 1
+            for key in ("registers", "shared", "spilled"):
+                kernel[key] = max(kernel[key], int(found[key] or 0))
+        for name, kernel in sorted(kernels.items()):
+            rows.append({"file": source.name, "kernel": name, **kernel, **occupancy(int(size[1]), kernel)})
+    return rows
+
+
+def occupancy(threads: int, kernel: dict[str, int]) -> dict[str, float]:
+    """Blocks on one SM, from registers (given out to warps by 256) and static shared memory."""
+    of_warp = -(-kernel["registers"] * 32 // 256) * 256
+    blocks = min(
+        BLOCKS, THREADS // threads, REGISTERS // of_warp // (threads // 32), SHARED // (kernel["shared"] + 1024)
+    )
+    return {"threads": threads, "blocks on an SM": blocks, "occupancy": blocks * threads / THREADS}
 
 
 def main() -> int:
@@ -82,6 +140,9 @@ def main() -> int:
     parser.add_argument("part", nargs="?", choices=PARTS, help="one part alone (build, tests and bench)")
     parser.add_argument("names", nargs="*", help="benchmarks, such as bench_knn (all)")
     arguments = parser.parse_args()
+    if arguments.part == "resources":
+        harness.write("cuda-resources", resources())
+        return 0
     if not torch.cuda.is_available():
         parser.error("this needs a CUDA device, and torch sees none")
     chosen = [arguments.part] if arguments.part else ["build", "tests", "bench"]
