@@ -209,6 +209,7 @@ def test_geodesics(others: str, order: None, monkeypatch: pytest.MonkeyPatch) ->
     for b, n, k, p in ((1, 2, 1, 1), (2, 40, 2, 3), (1, 60, 3, 15), (2, 30, 9, 37)):
         for dtype in (torch.float32, torch.float64):
             cuda.check_geodesics(generator, dtype, b, n, k, p)
+    cuda.check_wrong_source()
 
 
 @pytest.mark.parametrize("order", ORDERS, indirect=True)

@@ -468,6 +468,18 @@ def test_a_wrong_index_is_refused() -> None:
 
 
 @on_gpu
+def test_a_source_that_is_no_node_is_refused() -> None:
+    check_wrong_source()
+
+
+def check_wrong_source() -> None:
+    rowptr, col, length = torch.arange(7), torch.tensor([1, 0, 2, 4, 3, 5]).int(), torch.ones(6)
+    for wrong in (3, -1):
+        with pytest.raises(RuntimeError, match=rf"sources must lie in \[0, 3\), got {wrong}"):
+            call("geodesics", rowptr, col, length, torch.tensor([[0, 2], [wrong, 1]]))
+
+
+@on_gpu
 def test_empty_inputs() -> None:
     assert [r.shape for r in call("knn", torch.zeros(0, 5, 3), None, 2, "euclidean")] == [(0, 5, 2), (0, 5, 2)]
     assert call("knn", torch.zeros(2, 0, 3), torch.zeros(2, 4, 3), 2, "cosine")[0].shape == (2, 0, 2)

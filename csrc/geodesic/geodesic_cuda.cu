@@ -18,6 +18,11 @@ constexpr int kWarps = kThreads / kWarp;
 // steps between two looks at whether anything changed: each look waits for the GPU
 constexpr int kStepsPerLook = 4;
 
+// What the host reads back.
+struct Status {
+  unsigned long long changed, invalid;  // invalid: the first source that is no node, all bits set if there is none
+};
+
 template <class T>
 struct Paths {
   const int64_t* rowptr;
@@ -25,7 +30,7 @@ struct Paths {
   const T* length;
   const int64_t* sources;
   T* distance;  // [rows, columns]
-  int* changed;
+  Status* status;
   int64_t rows, nodes, columns, blocks;  // nodes: of one graph; blocks: of kLanes columns
 };
 
@@ -34,8 +39,10 @@ __global__ void __launch_bounds__(kThreads) start_kernel(Paths<T> p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.rows * p.columns) return;
   const int64_t row = i / p.columns, graph = row / p.nodes;
-  const bool source = p.sources[graph * p.columns + i % p.columns] == row - graph * p.nodes;
-  p.distance[i] = source ? T(0) : std::numeric_limits<T>::infinity();
+  const int64_t at = graph * p.columns + i % p.columns, source = p.sources[at];
+  p.distance[i] = source == row - graph * p.nodes ? T(0) : std::numeric_limits<T>::infinity();
+  if (row == graph * p.nodes && (source < 0 || source >= p.nodes))
+    atomicMin(&p.status->invalid, static_cast<unsigned long long>(at));
 }
 
 // A warp takes one node and kLanes sources; its other lanes take other edges.
@@ -61,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) relax_kernel(Paths<T> p) {
   }
   if (!active || edge != 0 || !(best < before)) return;
   distance[row * p.columns] = best;
-  *p.changed = 1;
+  p.status->changed = 1;
 }
 
 template <class T>
@@ -80,16 +87,22 @@ void relax(Paths<T> p, cudaStream_t stream) {
 
 template <class T>
 void solve(const Paths<T>& p, cudaStream_t stream) {
+  STD_CUDA_CHECK(cudaMemsetAsync(&p.status->invalid, 0xFF, sizeof(p.status->invalid), stream));
   start_kernel<T><<<grid_of(ceil_div(p.rows * p.columns, kThreads)), kThreads, 0, stream>>>(p);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   // a path has at most nodes - 1 edges: the bound holds off lengths that are negative or NaN
   for (int64_t step = 0; step < p.nodes; step += kStepsPerLook) {
-    int changed = 0;
-    STD_CUDA_CHECK(cudaMemsetAsync(p.changed, 0, sizeof(int), stream));
+    Status status{};
+    STD_CUDA_CHECK(cudaMemsetAsync(&p.status->changed, 0, sizeof(status.changed), stream));
     for (int i = 0; i < kStepsPerLook; ++i) relax(p, stream);
-    STD_CUDA_CHECK(cudaMemcpyAsync(&changed, p.changed, sizeof(int), cudaMemcpyDeviceToHost, stream));
+    STD_CUDA_CHECK(cudaMemcpyAsync(&status, p.status, sizeof(status), cudaMemcpyDeviceToHost, stream));
     STD_CUDA_CHECK(cudaStreamSynchronize(stream));
-    if (!changed) return;
+    if (status.invalid != ~0ull) {
+      int64_t source = 0;
+      STD_CUDA_CHECK(cudaMemcpy(&source, p.sources + status.invalid, sizeof(source), cudaMemcpyDeviceToHost));
+      LFM_CHECK(false, "sources must lie in [0, ", p.nodes, "), got ", source);
+    }
+    if (!status.changed) return;
   }
 }
 
@@ -114,11 +127,11 @@ Tensor geodesics_cuda(Tensor rowptr, Tensor col, Tensor length, Tensor sources) 
   const DeviceScope scope(length);
   Tensor out = torch::stable::new_empty(length, {graphs, rows / graphs, count});
   if (rows == 0 || count == 0) return out;
-  const Buffer<int> changed(length, 1);
+  const Buffer<Status> status(length, 1);
   dispatch_floating("length", length, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     solve(Paths<T>{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<int32_t>(), length.const_data_ptr<T>(),
-                   sources.const_data_ptr<int64_t>(), out.mutable_data_ptr<T>(), changed.get(), rows, rows / graphs,
+                   sources.const_data_ptr<int64_t>(), out.mutable_data_ptr<T>(), status.get(), rows, rows / graphs,
                    count, 1},
           scope.stream());
   });
