@@ -17,14 +17,20 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+_PAUSE = 0.1
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each contender, run in turns so that a busy machine slows all alike; the first turn is a warm-up."""
+    """Seconds of each contender, run in turns so that a busy machine slows all alike; the first turn is a warm-up.
+
+    A pause before each lets the threads of the one before stop spinning: libraries with thread pools of their own
+    otherwise slow their successor.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats + 1):
         for name, run in contenders.items():
             synchronize()
+            time.sleep(_PAUSE)
             start = time.perf_counter()
             run()
             synchronize()

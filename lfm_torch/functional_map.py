@@ -14,6 +14,9 @@ from lfm_torch._warnings import LFMWarning
 from lfm_torch.basis import Basis
 from lfm_torch.map_energy import MapEnergy, attach_gradient, minimize
 
+# numbers of products of eigenvectors held at a time: 1 MiB of float64
+_PRODUCTS = 1 << 17
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class FunctionalMap:
@@ -202,11 +205,13 @@ def laplacian_mask(evals_x: Tensor, evals_y: Tensor) -> Tensor:
 
 def multiplication_operators(basis: Basis, f: Tensor) -> Tensor:
     """``Phi^T diag(sqrt(n) f_k) Phi`` for every column of ``f [..., n, p]``: ``[..., p, m, m]``."""
-    phi = basis.evecs.unsqueeze(-3)
-    columns = f.shape[-2] ** 0.5 * f.mT.unsqueeze(-1)
-    # a few columns at a time: the scaled eigenvectors take n m numbers each
-    step = max(1, (1 << 25) // max(1, basis.evecs.numel()))
-    return torch.cat([phi.mT @ (part * phi) for part in torch.split(columns, step, -3)], -3)
+    m, p = basis.n_basis, f.shape[-1]
+    products = f.new_zeros(*torch.broadcast_shapes(f.shape[:-2], basis.evecs.shape[:-2]), p, m * m)
+    # phi_i phi_j of a few samples at a time: in the cache while it is multiplied, and no smaller than the sums
+    rows = max(p, _PRODUCTS // (m * m))
+    for phi, part in zip(torch.split(basis.evecs, rows, -2), torch.split(f, rows, -2), strict=True):
+        products += part.mT @ (phi.unsqueeze(-1) * phi.unsqueeze(-2)).flatten(-2)
+    return f.shape[-2] ** 0.5 * products.unflatten(-1, (m, m))
 
 
 def _checked(name: str, f: Tensor, basis: Basis) -> Tensor:

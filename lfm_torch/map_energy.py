@@ -55,6 +55,12 @@ class MapEnergy:
         return MapEnergy(*(value.detach() if isinstance(value, Tensor) else value for value in values))
 
     @property
+    def requires_grad(self) -> bool:
+        """Whether anything the energy depends on asks for a gradient."""
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+    @property
     def p(self) -> int:
         """Number of descriptors."""
         return self.A.shape[-1]
@@ -261,9 +267,10 @@ class _ImplicitGradient(torch.autograd.Function):
 def attach_gradient(energy: MapEnergy, solution: Solution, *, tol: float, max_iterations: int) -> Tensor:
     """The minimiser with gradients in everything the energy depends on (implicit function theorem)."""
     C = solution.C.detach()
-    gradient = energy.half_gradient(C)
-    if not gradient.requires_grad:
+    # asked first: the derivative costs as much as several steps of the solver
+    if not (torch.is_grad_enabled() and energy.requires_grad):
         return C
+    gradient = energy.half_gradient(C)
     return _ImplicitGradient.apply(gradient, C, energy.detach(), tol, max_iterations)  # type: ignore[no-any-return, no-untyped-call]
 
 
