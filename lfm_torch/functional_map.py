@@ -206,12 +206,13 @@ def laplacian_mask(evals_x: Tensor, evals_y: Tensor) -> Tensor:
 def multiplication_operators(basis: Basis, f: Tensor) -> Tensor:
     """``Phi^T diag(sqrt(n) f_k) Phi`` for every column of ``f [..., n, p]``: ``[..., p, m, m]``."""
     m, p = basis.n_basis, f.shape[-1]
-    products = f.new_zeros(*torch.broadcast_shapes(f.shape[:-2], basis.evecs.shape[:-2]), p, m * m)
+    batch = (f[..., :1, :1] * basis.evecs[..., :1, :1]).shape[:-2]
+    products = f.new_zeros(*batch, p, m * m)
     # phi_i phi_j of a few samples at a time: in the cache while it is multiplied, and no smaller than the sums
     rows = max(p, _PRODUCTS // (m * m))
     for phi, part in zip(torch.split(basis.evecs, rows, -2), torch.split(f, rows, -2), strict=True):
         products += part.mT @ (phi.unsqueeze(-1) * phi.unsqueeze(-2)).flatten(-2)
-    return f.shape[-2] ** 0.5 * products.unflatten(-1, (m, m))
+    return (f.shape[-2] ** 0.5 * products).view(*batch, p, m, m)
 
 
 def _checked(name: str, f: Tensor, basis: Basis) -> Tensor:
