@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from lfm_torch import _checks
 from lfm_torch.arrays import check_file, read_tensors
-from lfm_torch.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest
+from lfm_torch.jobs.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest
+from lfm_torch.jobs.store import INDEX, PIECES
 from lfm_torch.representation import POOLINGS, Pooling, activations, as_batches, move_model, resolve_layers
 from lfm_torch.sources import Source
-from lfm_torch.store import INDEX, PIECES
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # where training loops put the weights inside a checkpoint

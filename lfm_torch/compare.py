@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, memory
+from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.checkpoints import Checkpoint, Checkpoints, in_order, parse_name
 from lfm_torch.comparison import Comparison, Failure, Item
-from lfm_torch.engines import DistributedEngine, Engine, make_engine
 from lfm_torch.graph import Weights, build_graph
-from lfm_torch.jobs import Job, quiet_workers
+from lfm_torch.jobs import memory
+from lfm_torch.jobs.engines import DistributedEngine, Engine, make_engine
+from lfm_torch.jobs.pieces import Job, quiet_workers
+from lfm_torch.jobs.store import Store
+from lfm_torch.jobs.tasks import MemoryPieces, Reduced, Reduction, Settings
+from lfm_torch.jobs.tiles import all_pairs, chance_levels
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric, default_n_neighbors
 from lfm_torch.sources import Given, Source
-from lfm_torch.store import Store
-from lfm_torch.tasks import MemoryPieces, Reduced, Reduction, Settings
-from lfm_torch.tiles import all_pairs, chance_levels
 
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor
 from lfm_torch import _checks, _files
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.basis import Basis
-from lfm_torch.map_energy import MapEnergy, attach_gradient, minimize
+from lfm_torch.linalg.map_energy import MapEnergy, attach_gradient, minimize
 
 # numbers of products of eigenvectors held at a time: 1 MiB of float64
 _PRODUCTS = 1 << 17
@@ -212,7 +212,8 @@ def multiplication_operators(basis: Basis, f: Tensor) -> Tensor:
     rows = max(p, _PRODUCTS // (m * m))
     for phi, part in zip(torch.split(basis.evecs, rows, -2), torch.split(f, rows, -2), strict=True):
         products += part.mT @ (phi.unsqueeze(-1) * phi.unsqueeze(-2)).flatten(-2)
-    return (f.shape[-2] ** 0.5 * products).view(*batch, p, m, m)
+    operators: Tensor = (f.shape[-2] ** 0.5 * products).view(*batch, p, m, m)
+    return operators
 
 
 def _checked(name: str, f: Tensor, basis: Basis) -> Tensor:

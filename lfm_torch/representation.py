@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lfm_torch import _checks
+from lfm_torch._gathering import Store, open_store
 from lfm_torch._probe import named_layers, untouched, unwrapped
-from lfm_torch._store import Store, open_store
 
 Pooling = Literal["mean", "cls", "last", "flatten"]
 POOLINGS = ("mean", "cls", "last", "flatten")

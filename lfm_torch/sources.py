@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lfm_torch.fingerprints import DigestOf, digest, value_digest
+from lfm_torch.jobs.fingerprints import DigestOf, digest, value_digest
 
 if TYPE_CHECKING:
     from lfm_torch.checkpoints import Checkpoint

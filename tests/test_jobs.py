@@ -18,13 +18,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lfm_torch import LFMWarning, jobs
+from lfm_torch import LFMWarning
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
-from lfm_torch.fingerprints import model_digest
-from lfm_torch.store import Store
-from lfm_torch.tasks import Reduction, Tiles
+from lfm_torch.jobs import pieces
+from lfm_torch.jobs.fingerprints import model_digest
+from lfm_torch.jobs.store import Store
+from lfm_torch.jobs.tasks import Reduction, Tiles
 
 OPTIONS: dict[str, Any] = {"n_basis": 8, "n_neighbors": 12, "measures": ["lfm", "overlap", "heat", "linear_cka"]}
 LAYERS = ["one", "two"]
@@ -70,13 +71,13 @@ def assert_same_bits(a: Comparison, b: Comparison) -> None:
 def worked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The tasks that were done."""
     done: list[Any] = []
-    run_task = jobs.run_task
+    run_task = pieces.run_task
 
-    def counted(job: jobs.Job, task: Any) -> Any:
+    def counted(job: pieces.Job, task: Any) -> Any:
         done.append(task)
         return run_task(job, task)
 
-    monkeypatch.setattr("lfm_torch.engines.run_task", counted)
+    monkeypatch.setattr("lfm_torch.jobs.engines.run_task", counted)
     yield done
     done.clear()
 
@@ -154,7 +155,7 @@ def test_bits_depend_neither_on_threads_nor_memory_nor_order(
         assert_same_bits(compared(runs), wanted)
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr("lfm_torch.memory.cache_bytes", lambda budget, reserved: 1)
+    monkeypatch.setattr("lfm_torch.jobs.memory.cache_bytes", lambda budget, reserved: 1)
     assert_same_bits(compared(runs, tmp_path / "store"), wanted)
     given = {name: Checkpoints(runs, Net, probe(), layers=LAYERS)[name] for name in wanted.finals}
     backwards = compare(dict(reversed(given.items())), **OPTIONS)
@@ -255,14 +256,14 @@ def test_blocks_without_room_are_made_smaller_and_then_reported(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = compared(runs)
-    values = jobs._map_values
+    values = pieces._map_values
 
     def little_room(x: Any, y: Any, measures: Any) -> dict[str, Tensor]:
         if len(x.evals) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return values(x, y, measures)
 
-    monkeypatch.setattr(jobs, "_map_values", little_room)
+    monkeypatch.setattr(pieces, "_map_values", little_room)
     smaller = compared(runs)
     for name in wanted.measures:
         torch.testing.assert_close(smaller.matrix(name), wanted.matrix(name), atol=1e-6, rtol=0)
@@ -271,13 +272,13 @@ def test_blocks_without_room_are_made_smaller_and_then_reported(
     def no_room(x: Any, y: Any, measures: Any) -> dict[str, Tensor]:
         raise MemoryError("can't allocate memory")
 
-    monkeypatch.setattr(jobs, "_map_values", no_room)
+    monkeypatch.setattr(pieces, "_map_values", no_room)
     with pytest.warns(LFMWarning, match="could not be compared"):
         without = compared(runs, tmp_path / "store")
     assert bool(without.matrix("heat").isnan().all())
     assert without.failures[0].other is not None
     assert without.matrix("linear_cka").equal(wanted.matrix("linear_cka"))
-    monkeypatch.setattr(jobs, "_map_values", values)
+    monkeypatch.setattr(pieces, "_map_values", values)
     assert_same_bits(compared(runs, tmp_path / "store"), wanted)  # what failed was not stored
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lfm_torch import memory
+from lfm_torch.jobs import memory
 
 GIB = 2**30
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lfm_torch.checkpoints import Checkpoints, find_checkpoints
 from lfm_torch.compare import compare
+from lfm_torch.jobs.plan import plan
+from lfm_torch.jobs.store import Store
+from lfm_torch.jobs.tasks import Settings
 from lfm_torch.models import Activations, Models, named_model
-from lfm_torch.plan import plan
-from lfm_torch.store import Store
-from lfm_torch.tasks import Settings
 
 OPTIONS = {"n_basis": 6, "n_neighbors": 8}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfm_torch.store import DamagedPieceError, Store, content_digest, parse_size, shown_size
+from lfm_torch.jobs.store import DamagedPieceError, Store, content_digest, parse_size, shown_size
 
 INFO = {"kind": "basis", "title": "net, layer"}
 
@@ -136,7 +136,7 @@ def test_digests_of_files_are_remembered_until_they_change(tmp_path: Path) -> No
     # the time of the last change of a file's state cannot be set back: look as if it were later
     later = time.time() + 10
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lfm_torch.store.time.time", lambda: later)
+        patched.setattr("lfm_torch.jobs.store.time.time", lambda: later)
         assert [store.digest_of(file, compute) for _ in range(3)] == ["one"] * 3
         assert len(calls) == 3
         file.write_bytes(b"two")

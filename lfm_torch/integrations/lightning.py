@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lfm_torch._distributed import is_rank_zero, world_size
 from lfm_torch._probe import is_sharded
-from lfm_torch._tracker import Reference
 from lfm_torch.integrations._options import check_figures, check_intervals
 from lfm_torch.representation import Layers
 from lfm_torch.training import Monitor, MonitorOptions, Point, metrics_of
+from lfm_torch.training.distributed import is_rank_zero, world_size
+from lfm_torch.training.tracker import Reference
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lfm_torch.comparison import Comparison
-    from lfm_torch.plan import Plan
+    from lfm_torch.jobs.plan import Plan
 
 _STAGES = {
     "training": "training networks",
@@ -82,7 +82,7 @@ def print_plan(plan: Plan) -> None:
     """Print what a comparison has to do, and about how long it takes."""
     from rich.console import Console
 
-    from lfm_torch.store import shown_size
+    from lfm_torch.jobs.store import shown_size
 
     console = Console(markup=False, highlight=False)
     samples = "" if plan.samples is None else f", {plan.samples:,} samples"

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch.fingerprints import digest, library_digest
 from lfm_torch.graph import Weights
+from lfm_torch.jobs.fingerprints import digest, library_digest
+from lfm_torch.jobs.store import content_digest
 from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.neighbors import Metric
-from lfm_torch.store import content_digest
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ _CHUNK = 2**22
 # the modules whose code decides the numbers; a change in a report must not throw away a day of work
 _NUMERICS = (
     "neighbors.py", "graph.py", "laplacian.py", "basis.py", "functional_map.py", "similarity.py", "pipeline.py",
-    "representation.py", "jobs.py", "tasks.py", "_files.py", "measures.py",
+    "representation.py", "_probe.py", "_gathering.py", "jobs/pieces.py", "jobs/tasks.py", "_files.py", "measures.py",
     "pairs.py", "linalg/*.py", "ops/*.py", "baselines/*.py", "*.so",
 )  # fmt: skip
 
@@ -133,7 +133,7 @@ def _source_of(kind: type) -> str:
 @functools.cache
 def library_digest() -> str:
     """Return the digest of what else decides the last bit: the library's numerics, torch, and the processor's kind."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     files = sorted({path for pattern in _NUMERICS for path in root.glob(pattern)})
     return digest(
         {path.relative_to(root).as_posix(): file_digest(path) for path in files},

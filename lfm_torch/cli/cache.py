@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from lfm_torch.store import INDEX, Store, parse_size, shown_size
+from lfm_torch.jobs.store import INDEX, Store, parse_size, shown_size
 
 _DAY = 86400
 

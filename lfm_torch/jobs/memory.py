@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from lfm_torch.store import shown_size
+from lfm_torch.jobs.store import shown_size
 
 # what a few tiles, tables and figures take beside bases and matrices
 _OVERHEAD = 256 * 2**20

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from lfm_torch import _checks
+from lfm_torch.jobs.store import Store
+from lfm_torch.jobs.tasks import Settings
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.sources import Source
-from lfm_torch.store import Store
-from lfm_torch.tasks import Settings
 
 # samples of the trial that the estimate is made of, at most
 _TRIAL = 2000

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from lfm_torch.comparison import Failure
-from lfm_torch.engines import Engine
-from lfm_torch.fingerprints import digest, library_digest
-from lfm_torch.jobs import Job, groups_of, in_order, tile_of
+from lfm_torch.jobs.engines import Engine
+from lfm_torch.jobs.fingerprints import digest, library_digest
+from lfm_torch.jobs.pieces import Job, groups_of, in_order, tile_of
+from lfm_torch.jobs.store import Store
+from lfm_torch.jobs.tasks import Chance, Group, Reduced, Tiles
 from lfm_torch.measures import MEASURES
-from lfm_torch.store import Store
-from lfm_torch.tasks import Chance, Group, Reduced, Tiles
 
 Array = np.ndarray[Any, Any]
 _CHANCE_DRAWS = 100

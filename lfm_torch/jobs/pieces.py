@@ -26,14 +26,14 @@ from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.comparison import Failure
-from lfm_torch.fingerprints import digest, library_digest
+from lfm_torch.jobs.fingerprints import digest, library_digest
+from lfm_torch.jobs.store import DamagedPieceError
+from lfm_torch.jobs.tasks import Chance, Group, Pieces, Reduced, Reduction, Settings, Tiles
 from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.pairs import score_sides, shuffled_maps, shuffled_scores, stored
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.similarity import Maps
 from lfm_torch.sources import SINGLE_LAYER, Source
-from lfm_torch.store import DamagedPieceError
-from lfm_torch.tasks import Chance, Group, Pieces, Reduced, Reduction, Settings, Tiles
 
 # columns of bases that one tile multiplies: large enough for a matrix product, small enough for the caches
 _TILE_COLUMNS = 1024

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
-from lfm_torch._spaces import Space, SpaceSettings, dimension
-from lfm_torch.alerts import Alert, Event, Watch
+from lfm_torch.training.alerts import Alert, Event, Watch
+from lfm_torch.training.spaces import Space, SpaceSettings, dimension
 
 Reference = str | Path | nn.Module | Mapping[str, Tensor]
 Chance = dict[str, dict[str, float]]
@@ -45,6 +45,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Moment:
+    """When a measurement is taken."""
+
     step: int
     epoch: float | None
     score: float | None
@@ -52,6 +54,8 @@ class Moment:
 
 @dataclass(frozen=True)
 class Extracted:
+    """Representations of the layers, and how long the pass took."""
+
     layers: dict[str, Tensor]
     seconds: float
     ready: Any

@@ -21,27 +21,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, _files, cli_align, cli_cache, runfile
+from lfm_torch import _checks, _files
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
 from lfm_torch.checkpoints import SUFFIXES, Checkpoints, find_checkpoints
-from lfm_torch.cli_inputs import load_data, load_model, load_object
+from lfm_torch.cli import align, cache, runfile
+from lfm_torch.cli.inputs import load_data, load_model, load_object
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
-from lfm_torch.engines import ENGINES
 from lfm_torch.graph import WEIGHTS
+from lfm_torch.jobs.engines import ENGINES
+from lfm_torch.jobs.plan import plan
+from lfm_torch.jobs.store import INDEX, Store, parse_size
+from lfm_torch.jobs.tasks import Settings
 from lfm_torch.measures import DEFAULT_MEASURES, MEASURES, check_measures
 from lfm_torch.models import ORIGINS, Activations, Models
 from lfm_torch.ops.knn import METRICS
 from lfm_torch.pipeline import similarity
-from lfm_torch.plan import plan
 from lfm_torch.report import terminal
 from lfm_torch.representation import POOLINGS
 from lfm_torch.significance import significance
 from lfm_torch.sources import Source
-from lfm_torch.store import INDEX, Store, parse_size
-from lfm_torch.tasks import Settings
 
 OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
 _EXIT_STATUS = """exit status:
@@ -123,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(command)
     _add_output(command)
 
-    command = _command(commands, "align", cli_align.run, "find the map between two arrays whose rows need not pair")
-    cli_align.add_arguments(command)
+    command = _command(commands, "align", align.run, "find the map between two arrays whose rows need not pair")
+    align.add_arguments(command)
     _add_output(command)
 
     command = _command(commands, "extract", _extract, "write the activations of a checkpoint's layers to a file")
@@ -133,9 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .safetensors or .npz file")
     _add_output(command)
 
-    cli_cache.add_commands(
-        _command(commands, "cache", cli_cache.run, "list, check and thin out a store of finished pieces")
-    )
+    cache.add_commands(_command(commands, "cache", cache.run, "list, check and thin out a store of finished pieces"))
 
     command = _command(commands, "info", _info, "show versions and which kernels are live")
     _add_output(command)
@@ -501,7 +500,3 @@ def _demo(arguments: argparse.Namespace) -> int:
         find_checkpoints(saved), load_object(source["model"]), load_data(source["data"]), layers=demo.LAYERS
     )
     return _compared(arguments, checkpoints, source=source, notes=notes)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

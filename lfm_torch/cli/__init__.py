@@ -1,0 +1,5 @@
+"""The command line, ``lfm-torch``."""
+
+from lfm_torch.cli.commands import main
+
+__all__ = ["main"]
