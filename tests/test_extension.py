@@ -51,4 +51,5 @@ def test_import_is_light() -> None:
 
 def test_public_names_exist() -> None:
     assert all(hasattr(lfm, name) for name in lfm.__all__)
-    assert len(lfm.__all__) <= 30
+    # the names of the flow and its records; what is asked for less often is in its module
+    assert len(lfm.__all__) <= 40
