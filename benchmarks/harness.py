@@ -102,12 +102,14 @@ def write(
     return path
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options every benchmark takes."""
+def arguments(description: str, *, cases: tuple[str, ...] = ()) -> argparse.Namespace:
+    """The options every benchmark takes, and ``--case`` where it has parts that can run alone."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeats", type=int, default=5, help="timed turns after one warm-up")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (cpu)")
+    if cases:
+        parser.add_argument("--case", choices=cases, help="one part alone, beside the recorded rows of the others (all)")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch sees none")
