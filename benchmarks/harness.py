@@ -109,7 +109,7 @@ def arguments(description: str, *, cases: tuple[str, ...] = ()) -> argparse.Name
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (cpu)")
     if cases:
-        parser.add_argument("--case", choices=cases, help="one part alone, beside the recorded rows of the others (all)")
+        parser.add_argument("--case", choices=cases, help="one part alone, the others as recorded (all)")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch sees none")
