@@ -236,6 +236,9 @@ def test_knn_graph_as_torch_cluster_has_it() -> None:
                 mine = neighbor[center == i]
                 theirs = nearest[i, : 5 if loop else 6][: len(mine) + (not loop)]
                 assert mine.tolist() == (theirs if loop else theirs[1:]).tolist()
+    assert torch.equal(knn_graph(x, 5, batch, batch_size=3), knn_graph(x, 5, batch))
+    with pytest.raises(ValueError, match="batch_size must be at least 3, the sets of batch, got 2"):
+        knn_graph(x, 5, batch, batch_size=2)
     assert knn_graph(x, 1, loop=True).tolist() == [list(range(60))] * 2
     assert knn_graph(x[:1], 3).shape == (2, 0)
     assert knn_graph(torch.randn(300, 2), k=250).shape == (2, 300 * 250)

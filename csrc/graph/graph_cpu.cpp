@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "graph/graph.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace lfm {
@@ -83,12 +84,11 @@ Lists<T> transpose(const int64_t* index, const T* weight, int64_t rows, int64_t 
     }
   }
   first[buckets] = total;
-  // both left as they are: every entry is written below
-  const std::unique_ptr<StagedEdge<T>[]> staged(new StagedEdge<T>[total]);
+  const std::unique_ptr<StagedEdge<T>[]> staged = uninitialized<StagedEdge<T>>(total);
   Lists<T> out;
   out.start.resize(rows + 1);
   out.start[rows] = total;
-  out.edge.reset(new Edge<T>[total]);
+  out.edge = uninitialized<Edge<T>>(total);
   parallel_tasks(workers, [&](int64_t worker) {
     int64_t* slot = slots[worker].data();
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
@@ -188,6 +188,8 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   Tensor value = torch::stable::new_empty(weights, {pointer[rows]});
   int32_t* columns = col.mutable_data_ptr<int32_t>();
   T* values = value.mutable_data_ptr<T>();
+  prefer_large_pages(columns, pointer[rows]);
+  prefer_large_pages(values, pointer[rows]);
   over_rows([&](int64_t i, Ends<T>& ends) {
     const int64_t base = i / n * n;
     for (int64_t e = i * k; e < (i + 1) * k; ++e) {

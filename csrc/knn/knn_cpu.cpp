@@ -17,6 +17,7 @@
 #include "knn/knn.h"
 #include "knn/points.h"
 #include "knn/select.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace lfm {
@@ -389,10 +390,12 @@ std::tuple<Tensor, Tensor> knn_cpu(Tensor x, std::optional<Tensor> y, int64_t n_
   Tensor indices = torch::stable::new_empty(x, {batch, n, n_neighbors}, ScalarType::Long);
   Tensor distances = torch::stable::new_empty(x, {batch, n, n_neighbors});
   if (batch == 0 || n == 0) return {indices, distances};
+  prefer_large_pages(indices.mutable_data_ptr<int64_t>(), indices.numel());
   dispatch_floating("x", x, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* queries = x.const_data_ptr<T>();
     const T* database = y ? y->const_data_ptr<T>() : queries;
+    prefer_large_pages(distances.mutable_data_ptr<T>(), distances.numel());
     std::vector<Problem<T>> sets(batch);
     for (int64_t b = 0; b < batch; ++b) {
       sets[b] = {queries + b * n * d,

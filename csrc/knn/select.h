@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "knn/points.h"
+#include "memory.h"
 #include "simd.h"
 
 namespace lfm::knn {
@@ -99,7 +100,7 @@ class CandidateLists {
     row_unit_ = row_unit;
     if (capacity_ * rows > room_) {
       room_ = capacity_ * rows;
-      items_.reset(new Candidate[room_]);  // left as it is
+      items_ = uninitialized<Candidate>(room_);
     }
     count_.assign(rows, 0);
     trigger_.assign(rows, static_cast<int32_t>(std::min(capacity_, std::max(2 * k, k + 256))));

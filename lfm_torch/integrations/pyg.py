@@ -29,6 +29,7 @@ def knn_graph(
     flow: Flow = "source_to_target",
     cosine: bool = False,
     num_workers: int = 1,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return the edges to the k nearest points as ``torch_cluster.knn_graph`` does, without its limit of k = 100.
 
@@ -44,13 +45,14 @@ def knn_graph(
         flow: "source_to_target", or "target_to_source" to swap the rows.
         cosine: By cosine instead of Euclidean distance.
         num_workers: Not used: torch's own threads do the work.
+        batch_size: The number of sets, where it is known; not used either, but checked against ``batch``.
 
     Returns:
         ``edge_index [2, edges]`` int64.
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
-        ValueError: k below 1, an unknown flow, and what :func:`knn` refuses.
+        ValueError: k below 1, an unknown flow, more sets than ``batch_size``, and what :func:`knn` refuses.
 
     Example:
         >>> import torch
@@ -63,6 +65,8 @@ def knn_graph(
     x = _checks.check_points("x", x.unsqueeze(1) if isinstance(x, Tensor) and x.dim() == 1 else x)
     _checks.check_range("k", k, 1, 2**31 - 1, "indices are 32 bits inside")
     n = x.shape[0]
+    if batch_size is not None and batch is not None and batch.numel() and batch_size <= int(batch.max()):
+        raise ValueError(f"batch_size must be at least {int(batch.max()) + 1}, the sets of batch, got {batch_size}")
     others = k - loop
     points = torch.arange(n, device=x.device).unsqueeze(1)
     chosen = points[:, :0]
