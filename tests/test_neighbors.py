@@ -141,7 +141,8 @@ def test_knn_against_the_oracle(
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(n + m, d, generator=generator)
     if clusters:
-        points = points[torch.randint(0, clusters, (n + m,), generator=generator)] + spread * points
+        centers = torch.randint(0, min(clusters, n + m), (n + m,), generator=generator)
+        points = points[centers] + spread * points
     points = points.to(dtype)
     points = torch.where((points == 0).all(-1, keepdim=True), torch.ones_like(points), points)
     x, y = points[:n], points[n:]
