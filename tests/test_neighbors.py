@@ -24,7 +24,7 @@ def assert_neighbors(found: lfm.Neighbors, x: torch.Tensor, y: torch.Tensor | No
     distances, indices = found.distances.double().numpy(), found.indices.numpy()
     eps = 5e-7 if found.distances.dtype == torch.float32 else 1e-13
     # float64 rounding of the unit vectors, or of a product of large terms that cancel
-    floor = {"euclidean": 0.0, "angular": 1e-15, "cosine": 1e-30, "inner_product": 1e-15 * np.abs(table).max()}[metric]
+    floor = {"euclidean": 0.0, "angular": 1e-15, "cosine": 1e-18, "inner_product": 1e-15 * np.abs(table).max()}[metric]
     np.testing.assert_allclose(distances, wanted, rtol=eps, atol=floor)
     np.testing.assert_allclose(np.take_along_axis(table, indices, 1), distances, rtol=eps, atol=floor)
     if y is None:
