@@ -10,7 +10,8 @@ __version__ = _version("lfm-torch")
 from lfm_torch import baselines, descriptors, losses
 from lfm_torch._extension import build_info
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.align import Alignment, align
+from lfm_torch.align import align
+from lfm_torch.alignment import Alignment
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.basis_alignment import align_signs, align_subspaces
 from lfm_torch.checkpoints import Checkpoints
