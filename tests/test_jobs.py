@@ -227,10 +227,17 @@ def test_two_processes_on_gloo_give_the_same_bytes(runs: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_local_ray_gives_the_same_bytes(runs: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    script, environment = program(tmp_path)
-    command = [sys.executable, str(script), str(runs), str(tmp_path / "store"), str(tmp_path / "out.csv"), "ray"]
+    folder = tmp_path / "a folder with spaces"
+    folder.mkdir()
+    script, environment = program(folder)
+    # the workers learn where modules are from the process that compares, not from the environment
+    found = [entry for entry in environment.pop("PYTHONPATH").split(os.pathsep) if entry]
+    (folder / "model_of_the_user.py").write_text("from test_jobs import Net as UsersNet\n")
+    importing = f"import sys\nsys.path[:0] = {[str(folder), *found]}\nfrom model_of_the_user import UsersNet\n"
+    script.write_text(importing + script.read_text().replace("runs, Net,", "runs, UsersNet,"))
+    command = [sys.executable, str(script), str(runs), str(folder / "store"), str(folder / "out.csv"), "ray"]
     subprocess.run(command, env=environment, check=True, timeout=180)
-    assert (tmp_path / "out.csv").read_bytes() == compared(runs).save(tmp_path / "one.csv").read_bytes()
+    assert (folder / "out.csv").read_bytes() == compared(runs).save(tmp_path / "one.csv").read_bytes()
 
 
 def test_a_failing_disk_keeps_what_was_finished(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,9 @@ class RayEngine:
         self._ray, self._workers = ray, workers
         self._started = not ray.is_initialized()
         if self._started:
-            # a model of the user's is imported by the workers from where it was imported here
-            found = [path or os.getcwd() for path in sys.path]
-            environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(found)}}
             address = os.environ.get("RAY_ADDRESS")
             options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
-            ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=environment, **options)
+            ray.init(log_to_driver=False, logging_level="ERROR", **options)
         self._actors: list[Any] = []
         self._sent: tuple[Any, ...] = ()
 
@@ -74,8 +71,10 @@ class RayEngine:
         count = self._workers or int(resources.get("GPU" if on_gpu else "CPU", 1))
         if not self._actors:
             options: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
-            kind = self._ray.remote(**options)(_Worker)
-            self._actors = [kind.remote(self._ray.put(job)) for _ in range(max(1, min(count, n_tasks)))]
+            kind = self._ray.remote(**options)(_actor_class())
+            path = [entry or os.getcwd() for entry in sys.path]
+            sent = self._ray.put(self._ray.cloudpickle.dumps(job))
+            self._actors = [kind.remote(path, sent) for _ in range(max(1, min(count, n_tasks)))]
         if self._sent != (job.cache_bytes,):
             self._ray.get([actor.set_cache.remote(job.cache_bytes // len(self._actors)) for actor in self._actors])
             self._sent = (job.cache_bytes,)
@@ -86,6 +85,32 @@ class RayEngine:
         except self._ray.exceptions.RayTaskError as error:
             # what the task raised, not the wrapper with the worker's traceback in its message
             raise error.cause from error
+
+
+def _actor_class() -> type:
+    """The class of the actors, sent to them as code: a worker learns only from it where modules are to be found here.
+
+    Ray's own ways to say so fail: a ``runtime_env`` starts no worker where a path holds a space.
+    """
+
+    class Actor:
+        def __init__(self, path: list[str], job: bytes) -> None:
+            import sys
+
+            sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
+            from ray import cloudpickle
+
+            from lfm_torch.integrations.ray import _Worker
+
+            self._worker = _Worker(cloudpickle.loads(job))
+
+        def set_cache(self, cache_bytes: int) -> None:
+            self._worker.set_cache(cache_bytes)
+
+        def run(self, task: Any) -> Any:
+            return self._worker.run(task)
+
+    return Actor
 
 
 class _Worker:
