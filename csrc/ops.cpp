@@ -5,6 +5,7 @@
 #include "geodesic/geodesic.h"
 #include "graph/graph.h"
 #include "knn/knn.h"
+#include "krylov/krylov.h"
 #include "laplacian/laplacian.h"
 #include "maps/maps.h"
 
@@ -16,6 +17,9 @@ STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CPU, m) {
   m.impl("connected_components", TORCH_BOX(&lfm::connected_components_cpu));
   m.impl("geodesics", TORCH_BOX(&lfm::geodesics_cpu));
   m.impl("laplacian_product", TORCH_BOX(&lfm::laplacian_product_cpu));
+  m.impl("laplacian_recurrence", TORCH_BOX(&lfm::laplacian_recurrence_cpu));
+  m.impl("batched_eigh", TORCH_BOX(&lfm::batched_eigh_cpu));
+  m.impl("orthonormalize_block", TORCH_BOX(&lfm::orthonormalize_block_cpu));
   m.impl("edge_products", TORCH_BOX(&lfm::edge_products_cpu));
   m.impl("map_energies", TORCH_BOX(&lfm::map_energies_cpu));
 }

@@ -11,6 +11,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 import lfm_torch as lfm
+from lfm_torch import ops
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 
 SOLVERS = ("lobpcg", "krylov", "dense")
@@ -278,3 +279,36 @@ def test_orthonormalize_finds_rank_deficiency() -> None:
     torch.testing.assert_close(gram, torch.diag(present.float()), rtol=0, atol=1e-6)
     outside = project_out(block, q)
     assert float((outside.norm(dim=0) / block.norm(dim=0).clamp_min(1e-30)).max()) < 1e-4
+
+
+def test_a_batch_finds_what_each_graph_alone_does() -> None:
+    """One graph speaks for the batch while it converges: the others are checked all the same."""
+    points = torch.randn(7, 600, 5)
+    points[2] *= torch.linspace(0.01, 1, 5)  # nearly a curve: converges last
+    points[5, 300:] += 100  # two components
+    graph = lfm.build_graph(points, n_neighbors=12, metric="euclidean")
+    basis = lfm.spectral_basis(graph, n_basis=20, solver="krylov")
+    assert bool(basis.converged.all())
+    for i in range(7):
+        alone = lfm.spectral_basis(
+            lfm.build_graph(points[i], n_neighbors=12, metric="euclidean"), n_basis=20, solver="dense"
+        )
+        torch.testing.assert_close(basis.evals[i], alone.evals, atol=2e-5, rtol=0)
+    assert basis.n_components.tolist() == [1, 1, int(basis.n_components[2]), 1, 1, 2, 1]
+
+
+def test_blocks_are_orthonormal_and_complete() -> None:
+    """The two passes of the compiled step against panels in which most of the block lies."""
+    space = torch.linalg.qr(torch.randn(3000, 48, dtype=torch.float64)).Q.float()
+    panels = space.unflatten(-1, (3, 16)).transpose(0, 1).contiguous()
+    block = space @ torch.randn(48, 16) + 1e-3 * torch.randn(3000, 16)
+    q, coefficients, coupling, sound = ops.orthonormalize_block(panels, block, 1.0)
+    assert bool(sound)
+    double = q.double()
+    assert float((double.mT @ double - torch.eye(16)).abs().max()) < 1e-6
+    assert float((space.double().mT @ double).abs().max()) < 1e-6
+    torch.testing.assert_close(
+        space.double() @ coefficients + double @ coupling, block.double(), atol=1e-5, rtol=0, check_dtype=False
+    )
+    *_, sound = ops.orthonormalize_block(panels, space[:, :16] * torch.arange(16), 1.0)
+    assert not bool(sound)

@@ -183,6 +183,19 @@ def test_product(others: str, order: None, dtype: torch.dtype, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("order", ["random"], indirect=True)
+@pytest.mark.parametrize("dtype", cuda.DTYPES)
+def test_recurrence(others: str, order: None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    redirect(monkeypatch, others)
+    for args in OPERATORS["laplacian_recurrence"].sample_inputs(torch.device("cpu"), dtype):
+        if len(args[0]) < 500:
+            found, wanted = (
+                cuda.call("laplacian_recurrence", *args)[0],
+                cuda.twin_in_float64("laplacian_recurrence", *args)[0],
+            )
+            cuda.check_close(found, wanted)
+
+
+@pytest.mark.parametrize("order", ["random"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_product_of_half_stored_blocks(
     others: str, order: None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -86,6 +86,26 @@ def test_torch_sparse_is_named_where_it_is_missing() -> None:
         torch.testing.assert_close(laplacian.to_torch_sparse().to_dense(), laplacian.to_dense())
 
 
+@pytest.mark.parametrize("normalization", ["symmetric", "random_walk", "unnormalized"])
+@pytest.mark.parametrize("shape", [(40,), (9, 30), (2, 3, 25)])
+def test_a_recurrence_is_its_products(shape: tuple[int, ...], normalization: str) -> None:
+    weights = torch.randn(*shape, 4, dtype=torch.float64, requires_grad=True)
+    laplacian = lfm.build_graph(weights, n_neighbors=5).laplacian(normalization)
+    x = torch.randn(*shape, 7, dtype=torch.float64)
+    steps = [(0.5, -1.0, 7.0), (1.0, -2.0, -1.0), (2.0, 0.5, 0.0), (-1.0, 0.0, 0.25)]
+    recorded = laplacian.recurrence(x, steps)  # by products, which autograd follows
+    recorded.square().sum().backward()
+    assert weights.grad is not None
+    with torch.no_grad():
+        previous, current = torch.zeros_like(x), x
+        for a, b, c in steps:
+            previous, current = current, a * laplacian.apply(current) + b * current + c * previous
+        torch.testing.assert_close(laplacian.recurrence(x, steps), current, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(recorded.detach(), current, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="coefficients must hold at least one step"):
+        laplacian.recurrence(x, [])
+
+
 @pytest.mark.parametrize("time", [0.0, 1e-3, 0.7, 30.0, 4000.0])
 @pytest.mark.parametrize("normalization", ["symmetric", "random_walk", "unnormalized"])
 def test_heat_keeps_its_error_bound(normalization: str, time: float) -> None:

@@ -4,6 +4,7 @@
 // the space, so a panel has twice their columns; sums are float32.
 #include "checks.h"
 #include "laplacian/laplacian.h"
+#include "laplacian/rows.h"
 #include "laplacian/storage.h"
 #include "parallel.h"
 #include "simd.h"
@@ -12,15 +13,6 @@ namespace lfm {
 namespace {
 
 constexpr int64_t kPanelBytes = 128;
-constexpr int64_t kSerialWork = 1 << 15;  // multiply-adds below which threads cost more than they save
-
-template <class T>
-struct Csr {
-  const int64_t* rowptr;
-  const int32_t* col;
-  const T* weight;
-  int64_t rows;
-};
 
 // S: how the block is stored; T: what is computed in.
 template <class S, class T>
@@ -203,35 +195,6 @@ LFM_INLINE void edge_rows_body(const EdgeProducts<T>& p, int64_t begin, int64_t 
 
 LFM_SIMD_DISPATCH(template <class T>, void, edge_rows, (const EdgeProducts<T>& p, int64_t begin, int64_t end),
                   (p, begin, end))
-
-// Runs body(slab, begin, end) for every slab in [0, slabs) over all rows, in pieces of about equal numbers of edges.
-template <class T, class Body>
-void over_rows(const Csr<T>& graph, int64_t columns, int64_t slabs, const Body& body) {
-  const int64_t nnz = graph.rowptr[graph.rows];
-  const int64_t work = (nnz + graph.rows) * columns;
-  if (work < kSerialWork) {
-    for (int64_t slab = 0; slab < slabs; ++slab) body(slab, 0, graph.rows);
-    return;
-  }
-  const int64_t pieces = std::min<int64_t>(graph.rows, torch::stable::get_num_threads() * 8);
-  const auto boundary = [&](int64_t piece) {
-    if (piece == pieces) return graph.rows;
-    const int64_t edges = (nnz + graph.rows) * piece / pieces;
-    // rows before which about `edges` edges (and rows, so that empty rows count) lie
-    int64_t low = 0, high = graph.rows;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (graph.rowptr[middle] + middle < edges) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  };
-  parallel_tasks(slabs * pieces,
-                 [&](int64_t task) { body(task / pieces, boundary(task % pieces), boundary(task % pieces + 1)); });
-}
 
 // Calls body with null pointers of the type a block is stored in and of the type it is computed in.
 template <class Body>

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cuda_common.cuh"
+#include "laplacian/laplacian.h"
 
 namespace lfm {
 namespace {
@@ -272,6 +273,23 @@ Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor d
   return y;
 }
 
+// One product a step: the launches of a polynomial follow each other without a word from Python.
+Tensor laplacian_recurrence_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
+                                 Tensor x, Tensor coefficients, int64_t graphs) {
+  check_recurrence(rowptr, col, weight, diagonal, left, right, x, coefficients, graphs);
+  const double* abc = coefficients.const_data_ptr<double>();
+  Tensor previous = x, current = x;
+  for (int64_t k = 0; k < coefficients.size(0); ++k, abc += 3) {
+    std::optional<Tensor> z;
+    if (k > 0 && abc[2] != 0) z = previous;
+    Tensor next =
+        laplacian_product_cuda(rowptr, col, weight, diagonal, left, right, current, z, abc[0], abc[1], abc[2]);
+    previous = current;
+    current = next;
+  }
+  return coefficients.size(0) == 0 ? torch::stable::clone(x) : current;
+}
+
 Tensor edge_products_cuda(Tensor rowptr, Tensor col, Tensor left, Tensor right, Tensor g, Tensor x) {
   const int64_t rows = check_graph(rowptr, col, x);
   check_floating("x", x);
@@ -307,5 +325,6 @@ Tensor edge_products_cuda(Tensor rowptr, Tensor col, Tensor left, Tensor right, 
 
 STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CUDA, m) {
   m.impl("laplacian_product", TORCH_BOX(&lfm::laplacian_product_cuda));
+  m.impl("laplacian_recurrence", TORCH_BOX(&lfm::laplacian_recurrence_cuda));
   m.impl("edge_products", TORCH_BOX(&lfm::edge_products_cuda));
 }

@@ -45,13 +45,13 @@ def chebyshev_filter(
     half, centre = (high - low) / 2, (high + low) / 2
     first = half / (pole - centre)
     sigma = first
-    previous, current = block, operator.apply(block, a=sigma / half, b=-centre * sigma / half)
+    steps = [(sigma / half, -centre * sigma / half, 0.0)]
     for _ in range(degree - 1):
         following = 1 / (2 / first - sigma)
         scale = 2 * following / half
-        previous, current = current, operator.apply(current, previous, a=scale, b=-centre * scale, c=-sigma * following)
+        steps.append((scale, -centre * scale, -sigma * following))
         sigma = following
-    return current
+    return operator.recurrence(block, steps)
 
 
 class Window(NamedTuple):
@@ -71,10 +71,8 @@ class Window(NamedTuple):
 def chebyshev_polynomial(operator: SymmetricOperator, block: Tensor, degree: int, window: Window) -> Tensor:
     """Apply ``T_d`` with the window's unwanted interval mapped to [-1, 1] and what lies below it to below -1."""
     half, centre = (window.high - window.cut) / 2, (window.high + window.cut) / 2
-    previous, current = block, operator.apply(block, a=1 / half, b=-centre / half)
-    for _ in range(degree - 1):
-        previous, current = current, operator.apply(current, previous, a=2 / half, b=-2 * centre / half, c=-1.0)
-    return current
+    steps = [(1 / half, -centre / half, 0.0)] + [(2 / half, -2 * centre / half, -1.0)] * (degree - 1)
+    return operator.recurrence(block, steps)
 
 
 def heat_coefficients(scale: float, tol: float) -> list[float]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from lfm_torch.ops.krylov import batched_eigh
 
 
 class SymmetricOperator(Protocol):
@@ -21,6 +24,9 @@ class SymmetricOperator(Protocol):
 
     def apply(self, x: Tensor, z: Tensor | None = None, *, a: float = 1.0, b: float = 0.0, c: float = 0.0) -> Tensor:
         """Return ``a L x + b x + c z``."""
+
+    def recurrence(self, x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+        """Return the last ``y_k = a_k L y_{k-1} + b_k y_{k-1} + c_k y_{k-2}``, ``y_{-1} = x``."""
 
     def to_dense(self) -> Tensor:
         """Return ``[..., n, n]``."""
@@ -60,6 +66,6 @@ def dense_eigenpairs(operator: SymmetricOperator, n_pairs: int, known: Tensor | 
     dense = operator.to_dense()
     if known is not None:
         dense = dense + (4 * operator.upper_bound) * (known @ known.mT)
-    evals, evecs = torch.linalg.eigh(dense)
+    evals, evecs = batched_eigh(dense)
     evals, evecs = evals[..., :n_pairs].contiguous(), evecs[..., :n_pairs].contiguous()
     return Eigenpairs(evals, evecs, residual_norms(operator, evals, evecs), 0)

@@ -16,86 +16,99 @@ from torch import Tensor
 
 from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs
-from lfm_torch.linalg.orthogonalize import orthonormalize, orthonormalize_fast, project_out
+from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
+from lfm_torch.ops.krylov import BLOCK, batched_eigh, joined, orthonormalize_block
 
-_BLOCK = 16
+_BLOCK = BLOCK
 _MAX_ITERATIONS = 1000
 _SURVEY_STEPS = 4
+_SMALL = 4096
 
 
 class _Space:
-    """Orthonormal blocks, known vectors first, and the projection of a symmetric operator on those after them."""
+    """Orthonormal panels of 16 vectors, known ones first, and the projection of a symmetric operator on the others.
+
+    Panel i is ``panels[..., i, :, :]``, ``[..., n, 16]``: a block as products take it.
+    """
 
     def __init__(self, known: Tensor, capacity: int, generator: torch.Generator | None) -> None:
-        shape = known.shape[:-1]
-        self.first, self.size, self.capacity, self.generator = known.shape[-1], 0, capacity, generator
-        # the known vectors come first, so that one projection removes them and the space
-        self.vectors = known.new_empty(*shape, self.first + capacity + _BLOCK)
-        self.vectors[..., : self.first] = known
-        size = (*shape[:-1], capacity, capacity)
-        self.projected = torch.zeros(size, dtype=torch.float64, device=known.device)
+        *batch, n, count = known.shape
+        self.first, self.used, self.generator = -(-count // _BLOCK), 0, generator
+        self.capacity = capacity // _BLOCK
+        # the known vectors come first, filled up with zeros, so that one projection removes them and the space
+        self.panels = known.new_empty(*batch, self.first + self.capacity + 1, n, _BLOCK)
+        self._store(0, torch.nn.functional.pad(known, (0, self.first * _BLOCK - count)))
+        size = self.capacity * _BLOCK
+        self.projected = torch.empty((*batch, size, size), dtype=torch.float64, device=known.device)
 
     def start(self, block: Tensor) -> None:
         """Begin with this block, freed of the known vectors."""
-        known = self.vectors[..., : self.first]
-        self.vectors[..., self.first : self.first + _BLOCK] = _fill(
-            project_out(block, known), known, float(block.norm(dim=-2).max()), self.generator
-        )[0]
+        self._append(self._next(block, self.first, float(block.norm(dim=-2).max()))[0])
 
     @property
-    def block(self) -> Tensor:
-        """The last block, whose image is wanted next."""
-        at = self.first + self.size
-        return self.vectors[..., at : at + _BLOCK].contiguous()
+    def size(self) -> int:
+        """Vectors whose images are known."""
+        return self.used * _BLOCK
 
     @property
     def full(self) -> bool:
         """Whether another block does not fit."""
-        return self.size + _BLOCK > self.capacity
+        return self.used == self.capacity
 
     def extend(self, image: Tensor, scale: float) -> Tensor:
         """Take the last block in, given its image, and append the next; returns the coupling to that one.
 
         ``scale`` is the size of the terms that were summed to the image.
         """
-        at, last = self.first + self.size, self.size + _BLOCK
-        basis = self.vectors[..., : at + _BLOCK]
-        before = image.norm(dim=-2)
-        coefficients = basis.mT @ image
-        image = image - basis @ coefficients
-        # one pass is enough unless much cancelled, here or in the image itself
-        if bool((image.norm(dim=-2) < 0.7 * before.clamp_min(0.1 * scale)).any()):
-            second = basis.mT @ image
-            image = image - basis @ second
-            coefficients = coefficients + second
-        column = coefficients[..., self.first :, :].double()
-        self.projected[..., :last, self.size : last] = column
-        self.projected[..., self.size : last, :last] = column.mT
-        corner = self.projected[..., self.size : last, self.size : last]
+        begin, count = self.size, self.first + self.used + 1
+        following, coefficients, coupling = self._next(image, count, scale)
+        self.used += 1
+        last, column = self.size, coefficients[..., self.first * _BLOCK :, :]
+        self.projected[..., :last, begin:last] = column
+        self.projected[..., begin:last, :last] = column.mT
+        corner = self.projected[..., begin:last, begin:last]
         corner.copy_((corner + corner.mT) / 2)
-        following, coupling = _fill(image, basis, scale, self.generator)
-        self.vectors[..., at + _BLOCK : at + 2 * _BLOCK] = following
-        self.size = last
-        return coupling.double()
+        self._append(following)
+        return coupling
 
-    def ritz(self) -> tuple[Tensor, Tensor]:
-        """Ritz values and the rotation to their vectors."""
-        theta, rotation = torch.linalg.eigh(self.projected[..., : self.size, : self.size])
-        return theta, rotation
+    def ritz(self, graph: int | None = None, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """Ritz values and the rotation to their vectors, of all graphs or of one, counted along the batch."""
+        projected = self.projected[..., : self.size, : self.size]
+        if graph is not None:
+            projected = projected.flatten(0, -3)[graph]
+        theta, rotation = batched_eigh(projected.to(dtype))
+        return theta.double(), rotation.double()
 
     def combine(self, rotation: Tensor) -> Tensor:
         """Vectors of the space with these coefficients."""
-        return self.vectors[..., self.first : self.first + self.size] @ rotation.to(self.vectors.dtype)
+        return joined(self.panels[..., self.first : self.first + self.used, :, :]) @ rotation.to(self.panels.dtype)
 
     def restart(self, theta: Tensor, rotation: Tensor, kept: int) -> None:
-        """Shrink to the ``kept`` lowest Ritz vectors, followed by the block that continues the space."""
-        following = self.block.clone()
-        self.vectors[..., self.first : self.first + kept] = self.combine(rotation[..., :kept])
-        self.vectors[..., self.first + kept : self.first + kept + _BLOCK] = following
+        """Shrink to the ``kept`` lowest Ritz vectors, whole panels, followed by the block that continues the space."""
+        self._store(self.first, self.combine(rotation[..., :kept]))
+        self.used = kept // _BLOCK
+        self._append(self.block)
         self.projected.zero_()
         self.projected.diagonal(dim1=-2, dim2=-1)[..., :kept] = theta[..., :kept]
-        self.size = kept
+
+    def _append(self, block: Tensor) -> None:
+        """Put the last block, whose image is wanted next, after those whose images are known."""
+        self.block = block
+        self.panels[..., self.first + self.used, :, :] = block
+
+    def _store(self, at: int, vectors: Tensor) -> None:
+        panels = vectors.reshape(*vectors.shape[:-1], -1, _BLOCK).transpose(-3, -2)
+        self.panels[..., at : at + panels.shape[-3], :, :] = panels
+
+    def _next(self, image: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Orthonormal block of what the image adds to the first panels; its coefficients in those, and in the block."""
+        q, coefficients, coupling, sound = orthonormalize_block(self.panels[..., :count, :, :], image, scale)
+        if not bool(sound.all()):
+            basis = joined(self.panels[..., :count, :, :])
+            q, factor = _fill(project_out(image, basis), basis, scale, self.generator)
+            coupling = factor.double()
+        return q, coefficients, coupling
 
 
 class _Filter(NamedTuple):
@@ -143,10 +156,10 @@ def krylov(
     if room < 4 * (n_pairs + _BLOCK):
         return dense_eigenpairs(operator, n_pairs, known)
     limit = _MAX_ITERATIONS if max_iterations is None else max_iterations
-    window, block = survey(operator, n_pairs, known=known, start=start, generator=generator)
-    used, degree = _SURVEY_STEPS, _degree(window, known.dtype)
+    window, block, slowest = survey(operator, n_pairs, known=known, start=start, generator=generator)
+    used, degree = _SURVEY_STEPS, _degree(window, known.dtype, operator.shape[-1])
     while True:
-        pairs = _run(_Filter(operator, window, degree), n_pairs, tol, known, block, limit - used, generator)
+        pairs = _run(_Filter(operator, window, degree), n_pairs, tol, known, block, slowest, limit - used, generator)
         used += pairs.iterations
         if degree == 1 or used >= limit or _done(operator, pairs, tol):
             return pairs._replace(iterations=used, window=(window.cut, window.high))
@@ -154,7 +167,7 @@ def krylov(
         # the operator itself is the last resort
         wanted = float(pairs.evals[..., -1].max())
         again = window._replace(wanted=wanted, cut=wanted + 0.1 * (window.high - wanted))
-        degree = _degree(again, known.dtype) if wanted > window.cut else 1
+        degree = _degree(again, known.dtype, operator.shape[-1]) if wanted > window.cut else 1
         window, block = again, _mixed(pairs.evecs, block)
 
 
@@ -165,14 +178,15 @@ def survey(
     known: Tensor,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[Window, Tensor]:
+) -> tuple[Window, Tensor, int | None]:
     """Find where the wanted end of the spectrum lies, by a few Lanczos steps on a random block.
 
     Gauss quadrature: a Ritz vector stands for as many eigenvalues as its share in the random block says. The window
     begins where twice the pairs asked for are counted.
 
     Returns:
-        The window, and the random block with the unwanted part damped.
+        The window, the random block with the unwanted part damped, and of a batch the graph with the highest wanted
+        end, None of a single one.
     """
     shape = (*operator.shape[:-1], _BLOCK)
     begin = torch.randn(shape, dtype=known.dtype, device=known.device, generator=generator)
@@ -180,21 +194,23 @@ def survey(
     space.start(begin)
     for _ in range(_SURVEY_STEPS):
         coupling = space.extend(operator.apply(space.block, b=-operator.upper_bound / 2), operator.upper_bound / 2)
-    theta, rotation = space.ritz()
+    theta, rotation = space.ritz(dtype=torch.float32)  # a rough picture is all that is wanted
     share = rotation[..., :_BLOCK, :].square().sum(-2) * (operator.shape[-1] / _BLOCK)
     count = share.cumsum(-1)
     values = theta + operator.upper_bound / 2
 
-    def level(pairs: float) -> float:
+    def levels(pairs: float) -> Tensor:
         index = (count < pairs).sum(-1, keepdim=True).clamp_max(values.shape[-1] - 1)
-        return float(values.gather(-1, index).max())
+        return values.gather(-1, index).flatten()
 
     beyond = (coupling @ rotation[..., -_BLOCK:, :]).norm(dim=-2)
     high = min(float((values + beyond)[..., -1].max()), operator.upper_bound)
-    window = Window(float(values.min()), level(n_pairs), level(2 * n_pairs), high)
+    wanted = levels(n_pairs)
+    window = Window(float(values.min()), float(wanted.max()), float(levels(2 * n_pairs).max()), high)
     damped = rotation * (values <= window.cut).unsqueeze(-2)
     block = space.combine(damped @ rotation[..., :_BLOCK, :].mT)
-    return window, block if start is None else _mixed(start, block)
+    slowest = int(wanted.argmax()) if len(wanted) > 1 else None
+    return window, block if start is None else _mixed(start, block), slowest
 
 
 def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
@@ -206,17 +222,18 @@ def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
     return block
 
 
-def _degree(window: Window, dtype: torch.dtype) -> int:
+def _degree(window: Window, dtype: torch.dtype, n: int) -> int:
     """Degree of the polynomial: odd, so that eigenvalues above the window land on the unwanted side.
 
-    A growth of e^5 a block where the pairs end balances products against the work on the space. The lowest pairs must
-    not drown the last ones in rounding.
+    A growth of e^5 a block where the pairs end balances products against the work on the space; of e^9 in small graphs,
+    where the Ritz problems weigh more. The lowest pairs must not drown the last ones in rounding.
     """
-    if window.high - window.cut < 0.1 * (window.high - window.low):
+    # nearly nothing to damp, or an interval so short that rounding leaves it and is blown up
+    if window.high - window.cut < max(0.1 * (window.high - window.low), 1e-3 * window.high):
         return 1
     # a survey too short to tell the wanted end from the window says less than this
     wanted, lowest = max(window.place(window.wanted), 1.2), window.place(window.low)
-    degree = min(15, max(1, round(5 / math.acosh(wanted)))) // 2 * 2 + 1
+    degree = min(15, max(1, round((9 if n <= _SMALL else 5) / math.acosh(wanted)))) // 2 * 2 + 1
     most = math.log(1e8 if dtype == torch.float64 else 100)
     while degree > 1 and degree * (math.acosh(max(lowest, wanted)) - math.acosh(wanted)) > most:
         degree -= 2
@@ -229,30 +246,38 @@ def _run(
     tol: float,
     known: Tensor,
     block: Tensor,
+    slowest: int | None,
     limit: int,
     generator: torch.Generator | None,
 ) -> Eigenpairs:
     operator, degree = polynomial.operator, polynomial.degree
     room = operator.shape[-1] - known.shape[-1]
-    capacity = min(room - _BLOCK, max((8 if degree == 1 else 4) * n_pairs, 256))
-    kept = n_pairs + max(n_pairs // 2, _BLOCK)
+    capacity = min(room - _BLOCK, max((8 if degree == 1 else 4) * n_pairs, 256)) // _BLOCK * _BLOCK
+    kept = -(-(n_pairs + max(n_pairs // 2, _BLOCK)) // _BLOCK) * _BLOCK
     # enough steps for the space to hold what is asked for, whatever the limit
     steps = max(limit // degree, (n_pairs + _guards(n_pairs)) // _BLOCK + 1)
     scale = operator.upper_bound / 2 if degree == 1 else 1.0
     target, enough = tol * operator.upper_bound / 2, 0.5
     space = _Space(known, capacity, generator)
     space.start(block)
-    next_check, wait = (3 if degree == 1 else 2) * n_pairs, 4 if degree == 1 else 2
+    next_check, wait = (3 if degree == 1 else 2) * n_pairs, 4 if degree == 1 else 1
     history: list[tuple[int, float]] = []
     for step in range(1, steps + 1):
         coupling = space.extend(polynomial.apply(space.block), scale)
         if not (space.full or space.size >= next_check or step == steps):
             continue
-        theta, rotation = space.ritz()
-        # residual of a Ritz pair: the part of its image that leaves the space
-        norms = (coupling @ rotation[..., -_BLOCK:, :n_pairs]).norm(dim=-2)
-        worst = float(polynomial.residuals(theta[..., :n_pairs], norms).max())
-        missed = worst == math.inf and (space.full or space.size >= max(4 * n_pairs, 8 * _BLOCK))
+        # of a batch, the graph that was furthest from its end speaks for all until it is there
+        watched = None if space.full or step == steps else slowest
+        large = space.full or space.size >= max(4 * n_pairs, 8 * _BLOCK)
+        theta, rotation, residuals = _ritz_residuals(polynomial, space, coupling, n_pairs, watched)
+        worst = float(residuals.max())
+        if watched is not None and (worst <= enough * target or (worst == math.inf and large)):
+            watched = None
+            theta, rotation, residuals = _ritz_residuals(polynomial, space, coupling, n_pairs, None)
+            worst = float(residuals.max())
+        if watched is None and residuals.numel() > 1:
+            slowest = int(residuals.flatten().argmax())
+        missed = worst == math.inf and large
         if worst <= enough * target or step == steps or missed:
             vectors = space.combine(rotation[..., : n_pairs + _guards(n_pairs)])
             pairs = _polish(operator, vectors, n_pairs, step * degree)
@@ -267,6 +292,18 @@ def _run(
             space.restart(theta, rotation, kept)
             history, next_check = [], kept + wait * _BLOCK
     raise AssertionError("unreachable: the last step returns")
+
+
+def _ritz_residuals(
+    polynomial: _Filter, space: _Space, coupling: Tensor, n_pairs: int, graph: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ritz values, rotation and the largest residual ``[...]`` among the pairs, of all graphs or of one."""
+    theta, rotation = space.ritz(graph)
+    if graph is not None:
+        coupling = coupling.flatten(0, -3)[graph]
+    # residual of a Ritz pair: the part of its image that leaves the space
+    norms = (coupling @ rotation[..., -_BLOCK:, :n_pairs]).norm(dim=-2)
+    return theta, rotation, polynomial.residuals(theta[..., :n_pairs], norms).amax(-1)
 
 
 def _guards(n_pairs: int) -> int:
@@ -284,9 +321,6 @@ def _fill(image: Tensor, basis: Tensor, scale: float, generator: torch.Generator
     Directions that image lacks, beside terms of size ``scale`` (the space is invariant, or nearly), are replaced by
     noise, with coefficient 0.
     """
-    fast = orthonormalize_fast(image)
-    if fast is not None:
-        return fast
     q, present = orthonormalize(image)
     if not bool(present.all()):
         # directions too small beside the others to be told from rounding: once those are removed they can be

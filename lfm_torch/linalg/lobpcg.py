@@ -14,6 +14,7 @@ from torch import Tensor
 from lfm_torch.linalg.chebyshev import chebyshev_filter, lanczos_upper_bound
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, residual_norms
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
+from lfm_torch.ops.krylov import batched_eigh
 
 _MAX_ITERATIONS = 100
 _FILTER_DEGREE = 8
@@ -91,7 +92,7 @@ def _filtered(operator: SymmetricOperator, x: Tensor, theta: Tensor, high: float
 
 def _rayleigh_ritz(operator: SymmetricOperator, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     image = operator.apply(x)
-    theta, rotation = torch.linalg.eigh(_symmetric(x.mT @ image).double())
+    theta, rotation = batched_eigh(_symmetric(x.mT @ image).double())
     theta, rotation = theta.to(x.dtype), rotation.to(x.dtype)
     x = x @ rotation
     return x, theta, (image @ rotation - x * theta.unsqueeze(-2)).norm(dim=-2)
@@ -107,7 +108,7 @@ def _update(
     # a zero column would be a Ritz value 0, the smallest of all: push it to the other end
     missing = torch.cat([torch.zeros_like(present[..., :1]).expand(*present.shape[:-1], size), ~present], -1)
     projected = projected + torch.diag_embed(missing.double() * 4 * operator.upper_bound)
-    theta, rotation = torch.linalg.eigh(projected)
+    theta, rotation = batched_eigh(projected)
     rotation = rotation[..., :size].to(x.dtype)
     direction = trial @ rotation[..., size:, :][..., active]
     x = space @ rotation

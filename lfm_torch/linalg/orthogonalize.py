@@ -34,24 +34,3 @@ def orthonormalize(block: Tensor) -> tuple[Tensor, Tensor]:
         inverse_root = torch.where(present, evals, 1.0).rsqrt() * present
         block = block @ (scale.unsqueeze(-1) * evecs * inverse_root.unsqueeze(-2)).to(block.dtype)
     return block, present
-
-
-def orthonormalize_fast(block: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Orthonormal ``q`` and the coefficients ``r`` with ``block = q r``, by two Cholesky factorisations.
-
-    None where the columns are too dependent for that (or one is zero): take :func:`orthonormalize` then.
-    """
-    q, r = block, torch.eye(block.shape[-1], dtype=torch.float64, device=block.device)
-    for _ in range(2):
-        gram = (q.mT @ q).double()
-        norms = gram.diagonal(dim1=-2, dim2=-1)
-        scale = norms.rsqrt()
-        factor, info = torch.linalg.cholesky_ex(scale.unsqueeze(-1) * gram * scale.unsqueeze(-2), upper=True)
-        # the smallest diagonal entry tells how much of a column the others explain
-        sound = (info == 0) & (factor.diagonal(dim1=-2, dim2=-1).amin(-1) > 1e-2) & (norms > 0).all(-1)
-        if not bool(sound.all()):
-            return None
-        factor = factor / scale.unsqueeze(-2)
-        q = q @ torch.linalg.inv(factor).to(block.dtype)
-        r = factor @ r
-    return q, r.to(block.dtype)

@@ -4,19 +4,24 @@ from lfm_torch.ops._registry import OPERATORS, Operator, has_native_kernel
 from lfm_torch.ops.geodesic import geodesics
 from lfm_torch.ops.graph import connected_components, symmetrize_edges
 from lfm_torch.ops.knn import nearest_neighbors, ragged_nearest_neighbors
+from lfm_torch.ops.krylov import batched_eigh, orthonormalize_block
 from lfm_torch.ops.laplacian import edge_products, laplacian_product
 from lfm_torch.ops.maps import map_energies
+from lfm_torch.ops.recurrence import laplacian_recurrence
 
 __all__ = [
     "OPERATORS",
     "Operator",
+    "batched_eigh",
     "connected_components",
     "edge_products",
     "geodesics",
     "has_native_kernel",
     "laplacian_product",
+    "laplacian_recurrence",
     "map_energies",
     "nearest_neighbors",
+    "orthonormalize_block",
     "ragged_nearest_neighbors",
     "symmetrize_edges",
 ]

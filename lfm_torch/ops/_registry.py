@@ -23,13 +23,17 @@ _library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-ca
 
 @dataclass(frozen=True)
 class Operator:
-    """A registered operator and everything the twin law asks of it."""
+    """A registered operator and everything the twin law asks of it.
+
+    With ``twin_on_gpu`` the twin is what a GPU is meant to run: it consists of matrix products that cuBLAS does best.
+    """
 
     name: str
     schema: str
     reference: Callable[..., Any]
     fake: Callable[..., Any]
     sample_inputs: Callable[[torch.device, torch.dtype], Iterator[tuple[Any, ...]]]
+    twin_on_gpu: bool = False
 
     @property
     def compiled(self) -> Any:
@@ -45,7 +49,8 @@ def register(operator: Operator) -> Operator:
     """Define the schema, attach the fake kernel, and register the twin wherever no compiled kernel is loaded."""
     schema = f"{operator.name}{operator.schema}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    twins = {"CPU": operator.reference, "CUDA": _with_warning(operator, load().notes)}
+    on_gpu = operator.reference if operator.twin_on_gpu else _with_warning(operator, load().notes)
+    twins = {"CPU": operator.reference, "CUDA": on_gpu}
     for key, twin in twins.items():
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator.name}", key):
             _native.add((operator.name, key))

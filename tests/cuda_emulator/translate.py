@@ -32,9 +32,8 @@ def translate(sources: Path, target: Path, namespace: str, constants: dict[str, 
         path.write_text('#include "emulator.h"\n')
     compiled = []
     declarations = 0
-    for source in sorted(
-        [*sources.rglob("*.cu"), *sources.rglob("*.cuh"), sources / "checks.h", sources / "maps" / "maps.h"]
-    ):
+    shared = [sources / name for name in ("checks.h", "maps/maps.h", "laplacian/laplacian.h")]
+    for source in sorted([*sources.rglob("*.cu"), *sources.rglob("*.cuh"), *shared]):
         text = re.sub(r"class DeviceScope \{.*?\n\};\n", SCOPE, source.read_text(), flags=re.DOTALL)
         for name, value in constants.items():
             text = re.sub(rf"(constexpr \w+ {name} = )[^;]+;", rf"\g<1>{value};", text)
