@@ -1,6 +1,8 @@
 // Large arrays that are written once: their first touch costs as much as the work on them, page by page.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -20,6 +22,10 @@ void prefer_large_pages(T* data, int64_t size) {
   const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
+}
+
+inline void prefer_large_pages(torch::stable::Tensor& fresh) {
+  prefer_large_pages(static_cast<char*>(fresh.mutable_data_ptr()), fresh.numel() * fresh.element_size());
 }
 
 // An array left as it is, on large pages.

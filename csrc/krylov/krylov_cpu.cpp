@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "krylov/krylov.h"
+#include "memory.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -234,6 +235,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> orthonormalize_block_cpu(Tensor panel
             "panels must be contiguous but for the first dimension, got strides of another layout, shape ",
             shape_of(panels));
   Tensor q = torch::stable::new_empty(block, block.sizes());
+  prefer_large_pages(q);
   Tensor coefficients = torch::stable::new_zeros(block, {graphs, count * kBlock, kBlock}, ScalarType::Double);
   Tensor coupling = torch::stable::new_zeros(block, {graphs, kBlock, kBlock}, ScalarType::Double);
   Tensor sound = torch::stable::new_zeros(block, {graphs}, ScalarType::Bool);

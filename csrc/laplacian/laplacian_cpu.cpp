@@ -1,11 +1,12 @@
 // laplacian_product: y = a (diagonal x - left W (right x)) + b x + c z, one pass over the edges, and its gradient in
-// the edge weights. The block is first copied into panels of 128 bytes a row, scaled by right: random rows are then
+// the edge weights. The block is copied, panel by panel, into rows of 128 bytes, scaled by right: random rows are then
 // read two cache lines at a time, which is far faster than whole rows of a wide block. Half types are stored in half
 // the space, so a panel has twice their columns; sums are float32.
 #include "checks.h"
 #include "laplacian/laplacian.h"
 #include "laplacian/rows.h"
 #include "laplacian/storage.h"
+#include "memory.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -22,7 +23,7 @@ struct Product {
   Csr<T> graph;
   const T *diagonal, *left, *right;
   const S *x, *z;
-  S* panels;
+  S* panel;
   S* y;
   int64_t columns;
   T a, b, c;
@@ -57,7 +58,7 @@ LFM_INLINE void pack_rows_body(const P& p, int64_t index, int64_t begin, int64_t
   using S = typename P::Stored;
   using T = typename P::Value;
   const Panel panel = panel_of<S, simd::kLanes<T, kBytes>>(index, p.columns);
-  S* into = p.panels + p.graph.rows * panel.first + begin * panel.padded;
+  S* into = p.panel + begin * panel.padded;
   for (int64_t i = begin; i < end; ++i, into += panel.padded) {
     const S* from = p.x + i * p.columns + panel.first;
     if constexpr (std::is_same_v<S, T>) {
@@ -100,7 +101,7 @@ LFM_INLINE void accumulate(const Product<S, T>& p, const S* rows, int64_t i, V (
 template <class V, int kVectors, class S, class T>
 LFM_INLINE void rows_of(const Product<S, T>& p, const Panel& panel, int64_t begin, int64_t end) {
   constexpr int kLanes = sizeof(V) / sizeof(T);
-  const S* rows = p.panels + p.graph.rows * panel.first;
+  const S* rows = p.panel;
   for (int64_t i = begin; i < end; ++i) {
     V sum[kVectors];
     accumulate<V, kVectors>(p, rows, i, sum);
@@ -241,8 +242,11 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
   }
   Tensor y = torch::stable::new_empty(x, x.sizes());
   if (rows == 0 || x.size(1) == 0) return y;
-  const int64_t padded = (x.size(1) + 15) / 16 * 16;
-  Tensor panels = torch::stable::new_empty(x, {rows, padded});
+  // one panel after the other, so that the copy is still in cache when it is read
+  const int64_t widest = kPanelBytes / static_cast<int64_t>(x.element_size());
+  Tensor panel = torch::stable::new_empty(x, {rows, widest});
+  prefer_large_pages(y);
+  prefer_large_pages(panel);
   dispatch_stored(x, [&](auto* stored, auto* value) {
     using S = std::remove_pointer_t<decltype(stored)>;
     using T = std::remove_pointer_t<decltype(value)>;
@@ -254,17 +258,17 @@ Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor di
                           right.const_data_ptr<T>(),
                           static_cast<const S*>(x.const_data_ptr()),
                           z ? static_cast<const S*>(z->const_data_ptr()) : nullptr,
-                          static_cast<S*>(panels.mutable_data_ptr()),
+                          static_cast<S*>(panel.mutable_data_ptr()),
                           static_cast<S*>(y.mutable_data_ptr()),
                           x.size(1),
                           static_cast<T>(a),
                           static_cast<T>(b),
                           static_cast<T>(c)};
-    const int64_t slabs = panels_of<S>(p.columns);
-    over_rows(graph, p.columns, slabs,
-              [&](int64_t slab, int64_t begin, int64_t end) { pack_rows(p, slab, begin, end); });
-    over_rows(graph, p.columns, slabs,
-              [&](int64_t slab, int64_t begin, int64_t end) { product_rows(p, slab, begin, end); });
+    for (int64_t index = 0; index < panels_of<S>(p.columns); ++index) {
+      const int64_t width = std::min(kPanel<S>, p.columns - index * kPanel<S>);
+      over_rows(graph, width, [&](int64_t begin, int64_t end) { pack_rows(p, index, begin, end); });
+      over_rows(graph, width, [&](int64_t begin, int64_t end) { product_rows(p, index, begin, end); });
+    }
   });
   return y;
 }
@@ -300,7 +304,7 @@ Tensor edge_products_cpu(Tensor rowptr, Tensor col, Tensor left, Tensor right, T
                             x.const_data_ptr<T>(),
                             out.mutable_data_ptr<T>(),
                             x.size(1)};
-    over_rows(graph, p.columns, 1, [&](int64_t, int64_t begin, int64_t end) { edge_rows(p, begin, end); });
+    over_rows(graph, p.columns, [&](int64_t begin, int64_t end) { edge_rows(p, begin, end); });
   });
   return out;
 }

@@ -5,6 +5,7 @@
 #include "checks.h"
 #include "laplacian/laplacian.h"
 #include "laplacian/rows.h"
+#include "memory.h"
 #include "simd.h"
 
 namespace lfm {
@@ -150,9 +151,7 @@ void run(const Recurrence<T>& p, const double* coefficients, int64_t steps, int6
   }
   for (int64_t index = 0; index < panels; ++index) {
     const Panel<T> panel = panel_at(index);
-    run_panel(p, panel, coefficients, steps, [&](const auto& body) {
-      over_rows(p.graph, panel.padded, 1, [&](int64_t, int64_t begin, int64_t end) { body(begin, end); });
-    });
+    run_panel(p, panel, coefficients, steps, [&](const auto& body) { over_rows(p.graph, panel.padded, body); });
   }
 }
 
@@ -167,6 +166,8 @@ Tensor laplacian_recurrence_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor
     using T = std::remove_pointer_t<decltype(type)>;
     const int64_t padded = (x.size(1) + kPanel<T> - 1) / kPanel<T> * kPanel<T>;
     Tensor blocks = torch::stable::new_empty(x, {2, rows, padded});
+    prefer_large_pages(y);
+    prefer_large_pages(blocks);
     const Csr<T> graph{rowptr.const_data_ptr<int64_t>(), col.const_data_ptr<int32_t>(), weight.const_data_ptr<T>(),
                        rows};
     const Recurrence<T> p{graph,

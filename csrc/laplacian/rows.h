@@ -19,13 +19,13 @@ struct Csr {
 // multiply-adds below which threads cost more than they save
 inline constexpr int64_t kSerialWork = 1 << 15;
 
-// Runs body(slab, begin, end) for every slab in [0, slabs) over all rows, in pieces of about equal numbers of edges.
+// Runs body(begin, end) over all rows, in pieces of about equal numbers of edges.
 template <class T, class Body>
-void over_rows(const Csr<T>& graph, int64_t columns, int64_t slabs, const Body& body) {
+void over_rows(const Csr<T>& graph, int64_t columns, const Body& body) {
   const int64_t nnz = graph.rowptr[graph.rows];
   const int64_t work = (nnz + graph.rows) * columns;
   if (work < kSerialWork) {
-    for (int64_t slab = 0; slab < slabs; ++slab) body(slab, 0, graph.rows);
+    body(int64_t{0}, graph.rows);
     return;
   }
   const int64_t pieces = std::min<int64_t>(graph.rows, torch::stable::get_num_threads() * 8);
@@ -44,8 +44,7 @@ void over_rows(const Csr<T>& graph, int64_t columns, int64_t slabs, const Body& 
     }
     return low;
   };
-  parallel_tasks(slabs * pieces,
-                 [&](int64_t task) { body(task / pieces, boundary(task % pieces), boundary(task % pieces + 1)); });
+  parallel_tasks(pieces, [&](int64_t piece) { body(boundary(piece), boundary(piece + 1)); });
 }
 
 }  // namespace lfm
