@@ -312,6 +312,8 @@ def _with_null_space(laplacian: Laplacian, known: Tensor, rest: Eigenpairs, n_ba
     null = _only_null_space(laplacian, known)
     evals, residuals = torch.cat([null.evals, rest.evals], -1), torch.cat([null.residuals, rest.residuals], -1)
     evecs = torch.cat([known, rest.evecs], -1)
+    if bool((laplacian.graph.n_components >= known.shape[-1]).all()):  # no padding to skip
+        return rest._replace(evals=evals[..., :n_basis], evecs=evecs[..., :n_basis], residuals=residuals[..., :n_basis])
     # a graph with c components takes its first c null vectors, then skips the padding of the others
     position = torch.arange(n_basis, device=known.device)
     components = laplacian.graph.n_components.clamp_max(known.shape[-1]).unsqueeze(-1)

@@ -54,7 +54,8 @@ class Eigenpairs(NamedTuple):
 
 def residual_norms(operator: SymmetricOperator, evals: Tensor, evecs: Tensor) -> Tensor:
     """Norms ``|L v_i - lambda_i v_i|``, ``[..., m]``."""
-    norms: Tensor = torch.linalg.vector_norm(operator.apply(evecs) - evecs * evals.unsqueeze(-2), dim=-2)
+    rest = torch.addcmul(operator.apply(evecs), evecs, evals.unsqueeze(-2), value=-1)
+    norms: Tensor = torch.linalg.vector_norm(rest, dim=-2)
     return norms
 
 

@@ -351,5 +351,6 @@ def _polish(operator: SymmetricOperator, vectors: Tensor, n_pairs: int, iteratio
     """A last Rayleigh-Ritz step with true residuals."""
     theta, vectors, image = rayleigh_ritz(vectors, operator.apply(vectors), vectors.shape[-1])
     theta, wanted, guards = theta[..., :n_pairs], vectors[..., :n_pairs], vectors[..., n_pairs:]
-    residuals = torch.linalg.vector_norm(image[..., :n_pairs] - wanted * theta.unsqueeze(-2), dim=-2)
+    rest = torch.addcmul(image[..., :n_pairs], wanted, theta.unsqueeze(-2), value=-1)
+    residuals = torch.linalg.vector_norm(rest, dim=-2)
     return Eigenpairs(theta, wanted.contiguous(), residuals, iterations, guards=guards.contiguous())

@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 
 
+def project_once(block: Tensor, basis: Tensor) -> Tensor:
+    """Remove the components along the orthonormal (or zero) columns of ``basis [..., n, p]``, up to rounding."""
+    coefficients = basis.mT @ block
+    if block.dim() == 2:  # in one pass: what costs in a long thin block is memory
+        return torch.addmm(block, basis, coefficients, alpha=-1)
+    flat = (t.reshape(-1, *t.shape[-2:]) for t in (block, basis, coefficients))
+    return torch.baddbmm(*flat, alpha=-1).view(block.shape)
+
+
 def project_out(block: Tensor, basis: Tensor) -> Tensor:
     """Remove the components along the orthonormal (or zero) columns of ``basis [..., n, p]``; twice, for accuracy."""
-    for _ in range(2):
-        block = block - basis @ (basis.mT @ block)
-    return block
+    return project_once(project_once(block, basis), basis)
 
 
 def orthonormalize(block: Tensor) -> tuple[Tensor, Tensor]:

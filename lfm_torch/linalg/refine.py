@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
-from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
+from lfm_torch.linalg.orthogonalize import orthonormalize, project_once, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
 
 _ROUNDS = 4
@@ -39,19 +39,19 @@ def refine(
     """
     target = tol * operator.upper_bound / 2
     size, degrees = start.shape[-1], _degrees(window, _DAMPING + math.log(1e-5 / tol))
-    filtered = _filter(operator, _project_once(start, known), degrees, window)
-    filtered = _project_once(filtered, known)
+    filtered = _filter(operator, project_once(start, known), degrees, window)
+    filtered = project_once(filtered, known)
     theta, x, image = rayleigh_ritz(filtered, operator.apply(filtered), size)
     iterations, worst = sum(degrees) + 1, math.inf
     for round_ in range(_ROUNDS + 1):
-        rest = image - x * theta.unsqueeze(-2)
+        rest = torch.addcmul(image, x, theta.unsqueeze(-2), value=-1)
         residuals = torch.linalg.vector_norm(rest[..., :n_pairs], dim=-2)
         before, worst = worst, float(residuals.max())
         # not on the way to the tolerance in the rounds that are left
         hopeless = not worst < max(target, target * 8.0 ** (_ROUNDS - round_)) or worst > 0.7 * before
         if worst <= target or hopeless:
             break
-        directions = _project_once(_leading(rest[..., :n_pairs]), torch.cat([known, x], -1))
+        directions = project_once(_leading(rest[..., :n_pairs]), torch.cat([known, x], -1))
         directions = torch.cat([directions, _filter(operator, directions, degrees[:1], window)], -1)
         directions, _ = orthonormalize(project_out(directions, torch.cat([known, x], -1)))
         pushed = operator.apply(directions)
@@ -65,11 +65,6 @@ def refine(
         guards=x[..., n_pairs:].contiguous(),
         window=(window.cut, window.high),
     )
-
-
-def _project_once(block: Tensor, basis: Tensor) -> Tensor:
-    """Remove the components along the orthonormal columns of ``basis``, up to rounding."""
-    return block - basis @ (basis.mT @ block)
 
 
 def _degrees(window: Window, damping: float) -> list[int]:
