@@ -192,7 +192,8 @@ def spectral_basis(
 
     Raises:
         TypeError: ``graph`` is neither a Graph nor a Laplacian.
-        ValueError: ``n_basis`` not below the number of points, a random-walk Laplacian, a warm start of another shape.
+        ValueError: ``n_basis`` not below the number of points, a random-walk Laplacian, a warm start of another shape,
+            a ragged batch (its bases have no common shape: take those of :meth:`Graph.unbatch`).
 
     Warns:
         LFMWarning: pairs that did not converge, with their number and residual; in the backward pass, linear systems
@@ -213,6 +214,11 @@ def spectral_basis(
         raise ValueError(
             "graph must be a symmetric operator, got the random_walk Laplacian; take the symmetric one: its "
             "eigenvalues are the same, its eigenvectors times D^{-1/2} those of the random walk"
+        )
+    if laplacian.graph.offsets is not None:
+        raise ValueError(
+            f"graph must be one graph or graphs of equal size, got {laplacian.graph!r}; take "
+            "[spectral_basis(g, ...) for g in graph.unbatch()]"
         )
     n = laplacian.graph.n_nodes
     _checks.check_range("n_basis", n_basis, 1, n - 1, f"less than the {n} points of the graph")

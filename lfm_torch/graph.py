@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files, ops
 from lfm_torch.laplacian import Laplacian, Normalization
-from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn
+from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn, set_offsets
 from lfm_torch.ops.graph import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
 
@@ -29,17 +30,19 @@ _SELF_TUNING_NEIGHBOR = 7
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Graph:
-    """Symmetric weighted neighbour graph of one point set or of a batch of equal size.
+    """Symmetric weighted neighbour graph of one point set, or of a batch of equal or unequal (ragged) sizes.
 
-    The batch is one block-diagonal CSR matrix: row ``b * n_nodes + i`` is node ``i`` of graph ``b``.
+    The batch is one block-diagonal CSR matrix: row ``b * n_nodes + i`` is node ``i`` of graph ``b``. A ragged batch is
+    one graph of all nodes, of which graph ``b`` has those from ``offsets[b]`` to ``offsets[b + 1]``.
 
     Attributes:
         rowptr: ``[b n + 1]`` int64, start of each row.
         col: ``[nnz]`` int32, columns in ascending order within a row.
         weight: ``[nnz]`` edge weights, symmetric.
-        n_nodes: points per graph.
+        n_nodes: points per graph; of a ragged batch, all points.
         batch_shape: leading dimensions of the points.
         n_neighbors, metric, weights, symmetrize: how it was built.
+        offsets: of a ragged batch of b graphs ``[b + 1]`` int64 in CPU memory, None otherwise.
     """
 
     rowptr: Tensor
@@ -51,9 +54,11 @@ class Graph:
     metric: str = "unknown"
     weights: str = "unknown"
     symmetrize: str = "unknown"
+    offsets: Tensor | None = None
 
     def __repr__(self) -> str:
         batch = f"batch={list(self.batch_shape)}, " if self.batch_shape else ""
+        batch = batch if self.offsets is None else f"ragged batch of {self.offsets.numel() - 1}, "
         how = f"{self.n_neighbors} neighbors, {self.metric}, {self.weights}, {self.symmetrize}"
         return (
             f"Graph({batch}n_nodes={self.n_nodes}, n_edges={self.col.numel()}, {how}, "
@@ -93,9 +98,33 @@ class Graph:
 
     @functools.cached_property
     def n_components(self) -> Tensor:
-        """Number of connected components of each graph, ``[...]`` int64."""
+        """Number of connected components of each graph, ``[...]`` int64; ``[b]`` for a ragged batch."""
         labels = self.component_labels
+        if self.offsets is not None:
+            # numbered by their smallest node: so many begin before a graph does
+            begun = torch.cat([labels.new_zeros(1), labels.cummax(0).values + 1])[self.offsets.to(labels.device)]
+            return begun.diff()
         return labels.amax(-1) - labels.amin(-1) + 1
+
+    def unbatch(self) -> list[Graph]:
+        """Return the graphs of the batch one by one, those of several leading dimensions in order.
+
+        Example:
+            >>> import torch, lfm_torch as lfm
+            >>> x, batch = torch.randn(50, 3), torch.tensor([0] * 20 + [1] * 30)
+            >>> graphs = lfm.build_graph(x, n_neighbors=5, batch=batch).unbatch()
+            >>> [lfm.spectral_basis(graph, n_basis=4).evecs.shape[0] for graph in graphs]
+            [20, 30]
+        """
+        total = self.rowptr.numel() - 1
+        bounds = list(range(0, total + 1, self.n_nodes)) if self.offsets is None else self.offsets.tolist()
+        edges = self.rowptr[torch.tensor(bounds, device=self.rowptr.device)].tolist()
+        graphs = []
+        for (begin, end), (first, last) in zip(pairwise(bounds), pairwise(edges), strict=True):
+            rowptr, col = self.rowptr[begin : end + 1] - first, self.col[first:last] - begin
+            part = {"rowptr": rowptr, "col": col, "weight": self.weight[first:last], "n_nodes": end - begin}
+            graphs.append(replace(self, **part, batch_shape=(), offsets=None))
+        return graphs
 
     def laplacian(self, normalization: Normalization = "symmetric") -> Laplacian:
         """Return the Laplacian as an operator: see :class:`Laplacian`."""
@@ -137,7 +166,7 @@ class Graph:
         if tuple(x.shape[:-1]) != wanted:
             raise ValueError(f"x must have shape {[*wanted, 'd']}, the samples of the graph, got {list(x.shape)}")
         how: Any = {"metric": self.metric, "weights": self.weights, "symmetrize": self.symmetrize}
-        return build_graph(x, n_neighbors=self.n_neighbors, **how)
+        return build_graph(x, n_neighbors=self.n_neighbors, batch=self.offsets, **how)
 
     @property
     def edge_index(self) -> Tensor:
@@ -201,6 +230,7 @@ def build_graph(
     metric: Metric = "angular",
     weights: Weights = "gaussian",
     symmetrize: Symmetrization = "mean",
+    batch: Tensor | None = None,
 ) -> Graph:
     r"""Build the symmetric k-nearest-neighbour graph of ``x``.
 
@@ -222,10 +252,14 @@ def build_graph(
         metric: As in :func:`knn`; "inner_product" needs ``weights="binary"``, it has no distance.
         weights: Edge weights, above.
         symmetrize: "mean", "union" or "mutual".
+        batch: For graphs of unequal size of one ``x [n, d]``: the graph of each row, ascending, as in PyG, or offsets,
+            as in :func:`knn`. Every graph must have more points than neighbours; None for ``n_neighbors`` goes by the
+            smallest.
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
-        ValueError: as in :func:`knn`, or "inner_product" with weights that need a distance.
+        ValueError: as in :func:`knn`, "inner_product" with weights that need a distance, or a graph with too few
+            points.
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -242,9 +276,20 @@ def build_graph(
         raise ValueError(f"x must have at least 2 rows to have neighbors, got shape {list(x.shape)}")
     if metric == "inner_product" and weights != "binary":
         raise ValueError(f"weights must be 'binary' for metric='inner_product' (it is no distance), got {weights!r}")
-    n_neighbors = default_n_neighbors(n) if n_neighbors is None else n_neighbors
-    neighbors = knn(x, n_neighbors=n_neighbors, metric=metric)
-    return graph_from_neighbors(neighbors, metric=metric, weights=weights, symmetrize=symmetrize)
+    how: Any = {"metric": metric, "weights": weights, "symmetrize": symmetrize}
+    if batch is None:
+        n_neighbors = default_n_neighbors(n) if n_neighbors is None else n_neighbors
+        return graph_from_neighbors(knn(x, n_neighbors=n_neighbors, metric=metric), **how)
+    offsets = set_offsets("batch", batch, n)
+    smallest = int(offsets.diff().min())
+    n_neighbors = default_n_neighbors(smallest) if n_neighbors is None else n_neighbors
+    if smallest <= n_neighbors:
+        raise ValueError(
+            f"batch must give every graph more than n_neighbors={n_neighbors} points, got {smallest} in graph "
+            f"{int(offsets.diff().argmin())}"
+        )
+    neighbors = knn(x, n_neighbors=n_neighbors, metric=metric, batch=offsets)
+    return replace(graph_from_neighbors(neighbors, **how), offsets=offsets)
 
 
 def graph_from_neighbors(

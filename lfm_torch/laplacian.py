@@ -99,9 +99,13 @@ class Laplacian:
     def quadratic_form(self, x: Tensor) -> Tensor:
         """Energies ``<x_i, L x_i>`` of functions ``[..., n, m]``, ``[..., m]``; the Dirichlet energy if "unnormalized".
 
-        Differentiable like :meth:`apply`.
+        Of a ragged batch one of each graph, ``[b, m]``. Differentiable like :meth:`apply`.
         """
-        return (x * self.apply(x)).sum(-2)
+        products = x * self.apply(x)
+        if self.graph.offsets is None:
+            return products.sum(-2)
+        lengths = self.graph.offsets.diff().to(x.device)
+        return torch.segment_reduce(products, "sum", lengths=lengths, axis=0)
 
     def __matmul__(self, x: Tensor) -> Tensor:
         return self.apply(x)

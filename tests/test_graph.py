@@ -77,6 +77,69 @@ def test_components_are_counted_per_graph_of_a_batch() -> None:
     assert graph.n_components.tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("weights", ["gaussian", "self_tuning"])
+def test_a_ragged_batch_is_its_graphs(weights: Any, tmp_path: Path) -> None:
+    sizes = [20, 35, 11]
+    x, batch = torch.randn(66, 4, dtype=torch.float64), torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    x[20:30] += 50  # the second falls in two
+    graph = lfm.build_graph(x, n_neighbors=6, metric="euclidean", weights=weights, batch=batch)
+    alone = [lfm.build_graph(part, n_neighbors=6, metric="euclidean", weights=weights) for part in x.split(sizes)]
+    for part, wanted in zip(graph.unbatch(), alone, strict=True):
+        assert torch.equal(part.rowptr, wanted.rowptr)
+        assert torch.equal(part.col, wanted.col)
+        assert torch.equal(part.weight, wanted.weight)
+        assert repr(part) == repr(wanted)
+    assert graph.n_components.tolist() == [int(wanted.n_components) for wanted in alone]
+    assert graph.n_components[1] > 1
+    functions = torch.randn(66, 3, dtype=torch.float64)
+    for normalization in ("symmetric", "random_walk", "unnormalized"):
+        laplacian = graph.laplacian(normalization)
+        pieces = [(g.laplacian(normalization), f) for g, f in zip(alone, functions.split(sizes), strict=True)]
+        torch.testing.assert_close(laplacian @ functions, torch.cat([part @ f for part, f in pieces]))
+        torch.testing.assert_close(laplacian.T @ functions, torch.cat([part.T @ f for part, f in pieces]))
+        torch.testing.assert_close(laplacian.diagonal, torch.cat([part.diagonal for part, _ in pieces]))
+        torch.testing.assert_close(
+            laplacian.quadratic_form(functions), torch.stack([part.quadratic_form(f) for part, f in pieces])
+        )
+        heat = torch.cat([part.heat(f, time=0.7) for part, f in pieces])
+        torch.testing.assert_close(laplacian.heat(functions, time=0.7), heat, rtol=1e-6, atol=1e-9)
+    graph.save(tmp_path / "graph.safetensors")
+    loaded = lfm.Graph.load(tmp_path / "graph.safetensors")
+    assert loaded.offsets is not None
+    assert loaded.offsets.tolist() == [0, 20, 55, 66]
+    again = graph.update(x)
+    assert torch.equal(again.weight, graph.weight)
+    assert again.offsets is not None
+    assert "ragged batch of 3" in repr(again)
+    with pytest.raises(ValueError, match=r"got Graph\(ragged batch of 3.*graph.unbatch"):
+        lfm.spectral_basis(graph, n_basis=4)
+    with pytest.raises(ValueError, match="more than n_neighbors=11 points, got 11 in graph 2"):
+        lfm.build_graph(x, n_neighbors=11, batch=batch)
+    assert lfm.build_graph(x, batch=batch).n_neighbors == 2  # 15% of the smallest
+
+
+def test_a_batch_of_equal_size_comes_apart() -> None:
+    x = torch.randn(2, 3, 15, 4)
+    graphs = lfm.build_graph(x, n_neighbors=4).unbatch()
+    assert len(graphs) == 6
+    for graph, points in zip(graphs, x.flatten(0, 1), strict=True):
+        assert torch.equal(graph.weight, lfm.build_graph(points, n_neighbors=4).weight)
+
+
+def test_a_ragged_graph_is_differentiable() -> None:
+    x = torch.randn(25, 3, dtype=torch.float64, requires_grad=True)
+    batch, functions = torch.tensor([0] * 10 + [1] * 15), torch.randn(25, 2, dtype=torch.float64)
+
+    def energies(points: torch.Tensor) -> torch.Tensor:
+        return (
+            lfm.build_graph(points, n_neighbors=4, metric="euclidean", batch=batch)
+            .laplacian()
+            .quadratic_form(functions)
+        )
+
+    assert torch.autograd.gradcheck(energies, (x,))
+
+
 def test_save_and_load(tmp_path: Path) -> None:
     graph = lfm.build_graph(torch.randn(2, 20, 3), n_neighbors=4)
     graph.save(tmp_path / "graph.safetensors")

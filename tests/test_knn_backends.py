@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.integrations.pyg import knn_graph, to_pyg, to_torch_sparse
+from lfm_torch.integrations.pyg import from_pyg, from_torch_sparse, knn_graph, to_pyg, to_torch_sparse
 from lfm_torch.neighbors import ApproximateNeighbors, set_offsets
 from lfm_torch.ops.knn import METRICS
 
@@ -270,15 +271,59 @@ def test_a_matrix_that_is_no_graph(matrix: torch.Tensor, error: type[Exception],
         lfm.Graph.from_torch_csr(matrix)
 
 
-def test_pyg_data_and_torch_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
-    if "torch_geometric" not in sys.modules:
-        monkeypatch.setitem(sys.modules, "torch_geometric.data", stand_in("torch_geometric.data", Data=SimpleNamespace))
-        monkeypatch.setitem(sys.modules, "torch_sparse", stand_in("torch_sparse", SparseTensor=SimpleNamespace))
+class StandInSparse(SimpleNamespace):
+    """As much of torch_sparse.SparseTensor as the conversions touch, for where it is not installed."""
+
+    def csr(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        return self.rowptr, self.col, self.value
+
+    def size(self, dim: int) -> int:
+        return self.sparse_sizes[dim]
+
+
+@pytest.fixture
+def pyg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages themselves where they are installed, stand-ins elsewhere."""
+    for name, content in (
+        ("torch_geometric.data", {"Data": SimpleNamespace}),
+        ("torch_sparse", {"SparseTensor": StandInSparse}),
+    ):
+        if importlib.util.find_spec(name.split(".")[0]) is None:
+            monkeypatch.setitem(sys.modules, name, stand_in(name, **content))
+
+
+def test_pyg_data_and_torch_sparse(pyg: None) -> None:
     graph = lfm.build_graph(torch.randn(2, 20, 3), n_neighbors=4)
     data = to_pyg(graph)
     assert torch.equal(data.edge_index, graph.edge_index)
     assert torch.equal(data.edge_weight, graph.weight)
     assert data.batch.tolist() == [0] * 20 + [1] * 20
     sparse = to_torch_sparse(graph)
-    assert torch.equal(sparse.rowptr, graph.rowptr)
-    assert sparse.sparse_sizes == (40, 40)
+    back = from_torch_sparse(sparse)
+    assert torch.equal(back.rowptr, graph.rowptr)
+    assert torch.equal(back.col, graph.col)
+    assert torch.equal(back.weight, graph.weight)
+    back = from_pyg(data)
+    assert torch.equal(back.to_torch_csr().to_dense(), graph.to_torch_csr().to_dense())
+    assert back.offsets is not None
+    assert back.offsets.tolist() == [0, 20, 40]
+    assert torch.equal(to_pyg(back).batch, data.batch)
+    data.batch = torch.arange(40) // 39
+    with pytest.raises(ValueError, match="an edge between two"):
+        from_pyg(data)
+    data = to_pyg(lfm.build_graph(torch.randn(9, 3), n_neighbors=2))
+    data.edge_weight = None
+    assert from_pyg(data).weight.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("loop", "cosine", "flow"), [(False, False, "source_to_target"), (True, True, "target_to_source")]
+)
+def test_knn_graph_is_that_of_torch_cluster_itself(loop: bool, cosine: bool, flow: Any) -> None:
+    cluster = pytest.importorskip("torch_cluster")
+    x, batch = torch.randn(90, 5), torch.arange(90) // 40
+    wanted = cluster.knn_graph(x, 6, batch=batch, loop=loop, cosine=cosine, flow=flow)
+    found = knn_graph(x, 6, batch=batch, loop=loop, cosine=cosine, flow=flow)
+    assert set(map(tuple, found.T.tolist())) == set(map(tuple, wanted.T.tolist()))
+    row = 1 if flow == "source_to_target" else 0
+    assert torch.equal(found[row], wanted[row])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch.graph import Graph
-from lfm_torch.neighbors import Metric, knn
+from lfm_torch.neighbors import Metric, knn, set_offsets
 
 if TYPE_CHECKING:
     import torch_geometric.data
@@ -142,6 +143,40 @@ def to_pyg(graph: Graph) -> torch_geometric.data.Data:
         raise ImportError('to_pyg needs torch-geometric: pip install "lfm-torch[pyg]"') from error
     total = graph.rowptr.numel() - 1
     data = Data(edge_index=graph.edge_index, edge_weight=graph.weight, num_nodes=total)
-    if graph.batch_shape:
+    if graph.offsets is not None:
+        sizes = graph.offsets.diff()
+        data.batch = torch.repeat_interleave(torch.arange(sizes.numel()), sizes).to(graph.col.device)
+    elif graph.batch_shape:
         data.batch = torch.arange(total, device=graph.col.device) // graph.n_nodes
     return data
+
+
+def from_torch_sparse(matrix: torch_sparse.SparseTensor) -> Graph:
+    """Take the weights of a symmetric ``torch_sparse.SparseTensor``; one without values has weight 1 on every edge.
+
+    Raises:
+        TypeError, ValueError: as :meth:`Graph.from_torch_csr`.
+    """
+    rowptr, col, value = matrix.csr()
+    value = torch.ones(col.numel(), device=col.device) if value is None else value
+    shape = (matrix.size(0), matrix.size(1))
+    return Graph.from_torch_csr(torch.sparse_csr_tensor(rowptr, col, value, shape, check_invariants=False))
+
+
+def from_pyg(data: torch_geometric.data.Data) -> Graph:
+    """Take the undirected graph of ``torch_geometric.data.Data``: its ``edge_index``, and ``edge_weight`` or else 1.
+
+    Its ``batch``, where it has one, makes a ragged batch.
+
+    Raises:
+        TypeError, ValueError: as :meth:`Graph.from_torch_csr`; an edge between two graphs of the batch.
+    """
+    edges, weight, n = data.edge_index, getattr(data, "edge_weight", None), int(data.num_nodes)
+    weight = torch.ones(edges.shape[1], device=edges.device) if weight is None else weight
+    matrix = torch.sparse_coo_tensor(edges, weight, (n, n), check_invariants=False).coalesce().to_sparse_csr()
+    graph, batch = Graph.from_torch_csr(matrix), getattr(data, "batch", None)
+    if batch is None:
+        return graph
+    if bool((batch[edges[0]] != batch[edges[1]]).any()):
+        raise ValueError("data.edge_index must join nodes of one graph of data.batch, got an edge between two")
+    return replace(graph, offsets=set_offsets("data.batch", batch, n))
