@@ -65,10 +65,12 @@ def load(folder: Path, namespace: str, names: tuple[str, ...], constants: dict[s
 _kept: list[torch.library.Library] = []
 
 
-@pytest.fixture(scope="module")
-def knn(tmp_path_factory: pytest.TempPathFactory) -> str:
-    load(tmp_path_factory.mktemp("knn"), "lfm_emulated_knn", ("knn_cuda",), SMALL)
-    return "lfm_emulated_knn"
+@pytest.fixture(scope="module", params=["tensor", "float"])
+def knn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The search with the tensor cores from the fewest features on, and without them."""
+    namespace, least = f"lfm_emulated_knn_{request.param}", "8" if request.param == "tensor" else "1 << 30"
+    load(tmp_path_factory.mktemp("knn"), namespace, ("knn_cuda",), SMALL | {"kLeastTensorDepth": least})
+    return namespace
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,7 @@ def test_knn(knn: str, order: None, metric: str, dtype: torch.dtype, monkeypatch
     cuda.check_knn(randn(1, 520, 6), None, 5, metric)
     cuda.check_knn(randn(2, 20, 33), randn(2, 700, 33), 30, metric)
     cuda.check_knn(randn(1, 5, 3), randn(1, 600, 3), 600, metric)
+    cuda.check_knn(randn(1, 700, 40), None, 3, metric)
     cuda.check_knn(randn(1, 60, 20) * 1e-2 + 1e4, None, 9, metric)
     cuda.check_knn(randn(1, 40, 5) * 1e-20, None, 9, metric)
     cuda.check_knn(randn(1, 40, 5) * 1e20, None, 9, metric)

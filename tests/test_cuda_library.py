@@ -216,6 +216,15 @@ class TestKnn:
     def test_offset(self, fresh: torch.Generator, metric: str, dtype: torch.dtype) -> None:
         check_knn(randn(fresh, 1, 700, 32, dtype=dtype) * 1e-2 + 1e4, None, 15, metric)
 
+    def test_tensor_cores(self, fresh: torch.Generator, metric: str, dtype: torch.dtype) -> None:
+        """Sizes at which columns after the first are multiplied in TF32, also where its bounds let too many pass."""
+        check_knn(randn(fresh, 1, 3000, 96, dtype=dtype), None, 40, metric)
+        check_knn(randn(fresh, 1, 131, 200, dtype=dtype), randn(fresh, 1, 4001, 200, dtype=dtype), 7, metric)
+        check_knn(randn(fresh, 2, 2500, 33, dtype=dtype) * 1e-2 + 1e4, None, 15, metric)
+        clusters = randn(fresh, 1, 3000, 64, dtype=dtype) * 1e-3
+        clusters += randn(fresh, 1, 30, 64, dtype=dtype).repeat(1, 100, 1)
+        check_knn(clusters, None, 20, metric)
+
     def test_run_to_run(self, fresh: torch.Generator, metric: str, dtype: torch.dtype) -> None:
         x = randn(fresh, 2, 1500, 24, dtype=dtype)
         first = call("knn", x, None, 40, metric)

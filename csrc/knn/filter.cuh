@@ -1,4 +1,5 @@
-// The filter: a float32 product of panels that keeps, for each row, the columns that may be among its k nearest.
+// The filter: a product of panels that keeps, for each row, the columns that may be among its k nearest. The first
+// columns are multiplied in float32, the others on the tensor cores (tensor.cuh) unless that would let far more pass.
 //
 // Bounds. Points are shifted to a centre (not for inner products), scaled by a power of two to magnitudes below 2 and
 // rounded to float32: p. With u = 2^-24, h = |p|^2 / 2 and acc the float32 sum of p_i p_j in any order of summation,
@@ -9,7 +10,7 @@
 // that underflow and results that are denormal in T. Inner products have the same bound around -acc, with |p_i| |p_j|
 // for h_i + h_j. The sums below are rounded outwards, so lower and upper are true bounds. Hence, if k columns have
 // upper <= t, no column with lower > t is among the k nearest: the limit of a row is about the k-th smallest upper
-// bound that it has seen.
+// bound that it has seen. The tensor cores have the same bounds with an epsilon of their own.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -31,7 +32,7 @@ using Candidate = int2;
 struct Candidates {
   Candidate* list;  // [row][capacity]
   int* count;       // may exceed the capacity: the row has overflowed
-  float* limit;
+  float* limit[kPrecisions];
   int64_t capacity;
 };
 
@@ -47,13 +48,20 @@ __device__ inline float upper_bound(float2 row, float2 column, float acc) {
 struct Filter {
   Problem problem;
   const float *row_panels, *column_panels;
-  const float2 *row_bounds, *column_bounds;
+  const float2 *row_bounds[kPrecisions], *column_bounds[kPrecisions];
   Candidates candidates;
+  bool tensor;                           // whether the tensor cores may be used at all
+  int* against;                          // rows of the group that the tensor cores' wider bounds would cost too much
   int first_row_panel, row_panels_here;  // numbered over the batch
   // The column panels to visit. Where rows are columns and whole point sets are in flight, a tile serves both of its
   // sides, and panels are counted as steps from the row panel, around the circle of panels: half the tiles suffice.
   int first_column_panel, column_panels_here;
   bool mirrored;
+
+  // The precision of all columns but the first: a few rows against it do not count, they are searched otherwise.
+  __device__ Precision precision() const {
+    return tensor && int64_t{*against} * 32 <= int64_t{row_panels_here} * kTile ? kTensor : kFloat;
+  }
 };
 
 // Half a tile in shared memory: lines of kTile floats, in fours that are swapped about so that both orientations of the
@@ -64,8 +72,8 @@ __device__ inline int four_of(int line, int four) { return line * (kTile / 4) + 
 // is the row in slot first_slot + i of the lists. kDirect: the first columns, kept without a test, the candidate of
 // column c in slot direct_slot + c.
 template <bool kDirect, bool kInner>
-__device__ inline void keep_lines(const Filter& f, const float4* tile, int first_slot, int column_panel, int batch,
-                                  int direct_slot) {
+__device__ inline void keep_lines(const Filter& f, Precision precision, const float4* tile, int first_slot,
+                                  int column_panel, int batch, int direct_slot) {
   constexpr int kLines = kTile / 2 / (kThreads / kWarp);
   const Problem& p = f.problem;
   const int lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kLines, column = column_panel * kTile + lane * 4;
@@ -75,10 +83,11 @@ __device__ inline void keep_lines(const Filter& f, const float4* tile, int first
   if (!kDirect) {
 #pragma unroll
     for (int c = 0; c < 4; ++c)
-      column_bound[c] = f.column_bounds[int64_t{batch} * p.column_panels * kTile + column + c];
+      column_bound[c] = f.column_bounds[precision][int64_t{batch} * p.column_panels * kTile + column + c];
     if (lane < kLines) {
-      row_bound_of_lane = f.row_bounds[int64_t{f.first_row_panel} * kTile + slot + lane];
-      limit_of_lane = f.candidates.limit[slot + lane];  // -infinity for padding and for rows that have overflowed
+      row_bound_of_lane = f.row_bounds[precision][int64_t{f.first_row_panel} * kTile + slot + lane];
+      limit_of_lane =
+          f.candidates.limit[precision][slot + lane];  // -infinity for padding and for rows that have overflowed
     }
   }
   for (int i = 0; i < kLines; ++i) {
@@ -120,24 +129,73 @@ __device__ inline void keep_lines(const Filter& f, const float4* tile, int first
   }
 }
 
-template <bool kDirect, bool kInner>
-__global__ void __launch_bounds__(kThreads, 2) filter_kernel(Filter f) {
-  __shared__ __align__(16) float stages[kStages][2][kDepth * kTile];
+// The tile of a block.
+struct Place {
+  int group_panel, row_panel, batch, own_panel, visit, column_panel;
+  bool half_turn, mine;
+};
+
+__device__ inline Place place_of(const Filter& f) {
   const Problem& p = f.problem;
   const int block = static_cast<int>(blockIdx.x), band_blocks = kBand * f.column_panels_here;
   const int first_in_band = block / band_blocks * kBand, in_band = block % band_blocks;
   const int band_rows = min(kBand, f.row_panels_here - first_in_band);
-  const int group_panel = first_in_band + in_band % band_rows, row_panel = f.first_row_panel + group_panel;
-  const int batch = row_panel / p.row_panels, own_panel = row_panel % p.row_panels;
-  const int visit = f.first_column_panel + in_band / band_rows;
-  const bool half_turn = f.mirrored && 2 * visit == p.row_panels;
-  if (half_turn && own_panel >= visit) return;  // the other side of this tile computes it
-  const int column_panel = f.mirrored ? (own_panel + visit) % p.row_panels : visit;
+  Place at;
+  at.group_panel = first_in_band + in_band % band_rows;
+  at.row_panel = f.first_row_panel + at.group_panel;
+  at.batch = at.row_panel / p.row_panels;
+  at.own_panel = at.row_panel % p.row_panels;
+  at.visit = f.first_column_panel + in_band / band_rows;
+  at.half_turn = f.mirrored && 2 * at.visit == p.row_panels;
+  at.mine = !(at.half_turn && at.own_panel >= at.visit);  // else the other side of this tile computes it
+  at.column_panel = f.mirrored ? (at.own_panel + at.visit) % p.row_panels : at.visit;
+  return at;
+}
+
+// Keeps what passes of a whole tile, for its rows and, mirrored, for its columns. store(side, half, tile) writes half a
+// tile, of lines that are rows (side 0) or columns, to shared memory.
+template <bool kDirect, bool kInner, class Store>
+__device__ inline void keep_tile(const Filter& f, Precision precision, const Place& at, float4* tile,
+                                 const Store& store) {
+#pragma unroll
+  for (int side = 0; side < 2; ++side) {
+    if (side == 1 && !(f.mirrored && at.column_panel != at.own_panel)) break;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      __syncthreads();
+      store(side, half, tile);
+      __syncthreads();
+      const int first = half * kTile / 2;
+      if (!kDirect && f.problem.self && at.column_panel == at.own_panel) {
+        // a point is not its own neighbour: a product of -infinity has a lower bound of +infinity
+        if (threadIdx.x < kTile / 2) {
+          const int line = threadIdx.x, column = first + line;
+          reinterpret_cast<float*>(tile + four_of(line, column / 4))[column % 4] = __int_as_float(0xFF800000);
+        }
+        __syncthreads();
+      }
+      // direct slots: the steps forwards, then those backwards; a half turn is the same step in both directions
+      const int slots = side == 0 ? at.visit : at.half_turn ? at.visit : f.column_panels_here - 1 + at.visit;
+      const int line_panel = at.group_panel + (side == 0 ? 0 : at.column_panel - at.own_panel);
+      keep_lines<kDirect, kInner>(f, precision, tile, line_panel * kTile + first,
+                                  side == 0 ? at.column_panel : at.own_panel, at.batch, slots * kTile);
+    }
+  }
+}
+
+template <bool kDirect, bool kInner>
+__global__ void __launch_bounds__(kThreads, 2) filter_kernel(Filter f) {
+  __shared__ __align__(16) float stages[kStages][2][kDepth * kTile];
+  if (!kDirect && f.precision() != kFloat) return;
+  const Problem& p = f.problem;
+  const Place at = place_of(f);
+  if (!at.mine) return;
 
   // a stage is 8 features of both panels, 16 bytes of each per thread
   const int steps = static_cast<int>(p.depth / kDepth), copy = threadIdx.x * 4;
-  const float* rows = f.row_panels + row_panel * p.depth * kTile + copy;
-  const float* columns = f.column_panels + (int64_t{batch} * p.column_panels + column_panel) * p.depth * kTile + copy;
+  const float* rows = f.row_panels + at.row_panel * p.depth * kTile + copy;
+  const float* columns =
+      f.column_panels + (int64_t{at.batch} * p.column_panels + at.column_panel) * p.depth * kTile + copy;
   const auto fetch = [&](int step) {
     if (step < steps) {
       float (*stage)[kDepth * kTile] = stages[step % kStages];
@@ -173,40 +231,19 @@ __global__ void __launch_bounds__(kThreads, 2) filter_kernel(Filter f) {
   }
 
   // the stages make room for half of the tile at a time
-  float4* tile = reinterpret_cast<float4*>(&stages[0][0][0]);
+  float4* shared_tile = reinterpret_cast<float4*>(&stages[0][0][0]);
   static_assert(sizeof(stages) >= kTile / 2 * kTile * sizeof(float), "half a tile must fit");
+  keep_tile<kDirect, kInner>(f, kFloat, at, shared_tile, [&](int side, int half, float4* tile) {
 #pragma unroll
-  for (int side = 0; side < 2; ++side) {
-    if (side == 1 && !(f.mirrored && column_panel != own_panel)) break;
+    for (int q = 0; q < 4; ++q) {
+      float v[kMicro];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      __syncthreads();
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        float v[kMicro];
-#pragma unroll
-        for (int i = 0; i < kMicro; ++i) v[i] = side == 0 ? acc[half * 4 + q][i] : acc[i][half * 4 + q];
-        const int line = (side == 0 ? y : x) + q, four = (side == 0 ? x : y) / 4;
-        tile[four_of(line, four)] = make_float4(v[0], v[1], v[2], v[3]);
-        tile[four_of(line, four + kTile / 8)] = make_float4(v[4], v[5], v[6], v[7]);
-      }
-      __syncthreads();
-      const int first = half * kTile / 2;
-      if (!kDirect && p.self && column_panel == own_panel) {
-        // a point is not its own neighbour: a product of -infinity has a lower bound of +infinity
-        if (threadIdx.x < kTile / 2) {
-          const int line = threadIdx.x, column = first + line;
-          reinterpret_cast<float*>(tile + four_of(line, column / 4))[column % 4] = __int_as_float(0xFF800000);
-        }
-        __syncthreads();
-      }
-      // direct slots: the steps forwards, then those backwards; a half turn is the same step in both directions
-      const int slots = side == 0 ? visit : half_turn ? visit : f.column_panels_here - 1 + visit;
-      const int line_panel = group_panel + (side == 0 ? 0 : column_panel - own_panel);
-      keep_lines<kDirect, kInner>(f, tile, line_panel * kTile + first, side == 0 ? column_panel : own_panel, batch,
-                                  slots * kTile);
+      for (int i = 0; i < kMicro; ++i) v[i] = side == 0 ? acc[half * 4 + q][i] : acc[i][half * 4 + q];
+      const int line = (side == 0 ? y : x) + q, four = (side == 0 ? x : y) / 4;
+      tile[four_of(line, four)] = make_float4(v[0], v[1], v[2], v[3]);
+      tile[four_of(line, four + kTile / 8)] = make_float4(v[4], v[5], v[6], v[7]);
     }
-  }
+  });
 }
 
 }  // namespace lfm::knn

@@ -1,8 +1,8 @@
-// Exact k nearest neighbours on the GPU: a float32 filter with proven bounds (filter.cuh), then float64 differences of
-// what is left (rank.cuh). Columns are visited in chunks that grow as the limits of the rows tighten, so that no n x m
-// array exists; a row that keeps more candidates than fit is searched exactly over all columns. The host reads nothing
-// back, so a call can be captured in a CUDA graph, and nothing depends on scheduling: the order in which candidates
-// arrive is undone by the sort.
+// Exact k nearest neighbours on the GPU: a filter with proven bounds in float32 (filter.cuh) and TF32 (tensor.cuh),
+// then float64 differences of what is left (rank.cuh). Columns are visited in chunks that grow as the limits of the
+// rows tighten, so that no n x m array exists; a row that keeps more candidates than fit is searched exactly over all
+// columns. The host reads nothing back, so a call can be captured in a CUDA graph, and nothing depends on scheduling:
+// the order in which candidates arrive is undone by the sort.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -15,6 +15,7 @@
 
 #include "knn/prepare.cuh"
 #include "knn/rank.cuh"
+#include "knn/tensor.cuh"
 
 namespace lfm {
 namespace {
@@ -56,16 +57,23 @@ Problem describe(int64_t n, int64_t m, int64_t d, int64_t k, bool self, Metric m
   p.self = self;
   p.metric = metric;
   const double units = static_cast<double>(d + 32) * 0x1p-24;
-  p.epsilon = units / (1 - units);
+  p.epsilon[kFloat] = units / (1 - units);
+  p.epsilon[kTensor] = p.epsilon[kFloat] + tensor_epsilon(d);
   p.slack = static_cast<double>(d) * 0x1p-56;
   return p;
 }
 
 struct Panels {
   Buffer<float> points;
-  Buffer<float2> bounds;
+  Buffer<float2> bounds;  // of one precision after the other
+  int64_t step;
   Panels(const Tensor& like, const Problem& p, int64_t batch, int64_t panels)
-      : points(like, batch * panels * kTile * p.depth), bounds(like, batch * panels * kTile) {}
+      : points(like, batch * panels * kTile * p.depth),
+        bounds(like, kPrecisions * batch * panels * kTile),
+        step(batch * panels * kTile) {}
+  void bounds_to(const float2* (&out)[kPrecisions]) const {
+    for (int precision = 0; precision < kPrecisions; ++precision) out[precision] = bounds.get() + precision * step;
+  }
 };
 
 template <class S>
@@ -81,7 +89,7 @@ void fill_panels(const Problem& p, const S* x, const double* centre, const Exten
                  bool is_column, const Panels& out, cudaStream_t stream) {
   const int64_t panels = is_column ? p.column_panels : p.row_panels;
   panel_kernel<S, T><<<grid_of(batch * panels * (kTile / kStripRows)), kThreads, 0, stream>>>(
-      p, x, centre, extent, is_column, out.points.get(), out.bounds.get());
+      p, x, centre, extent, is_column, out.points.get(), out.bounds.get(), out.step);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -128,7 +136,7 @@ Plan plan_for(const Problem& p, int64_t batch, int64_t workspace) {
 // are like those seen.
 int next_chunk(const Problem& p, const Plan& plan, int seen) {
   const double free = static_cast<double>(plan.list()) - 1.5 * p.k - kTile;
-  const double grown = seen * free / (2.0 * p.k);
+  const double grown = seen * free / (3.0 * p.k);  // the tensor cores keep up to half as many more
   const int most = std::min(plan.visits - seen, INT32_MAX / plan.row_panels);
   return grown < most ? std::max(1, static_cast<int>(grown)) : most;
 }
@@ -143,6 +151,7 @@ void search_group(Rank<T, S> rank, const Plan& plan, cudaStream_t stream) {
   f.column_panels_here = plan.first_visits;
   filter_kernel<true, kInner><<<grid_of(int64_t{f.row_panels_here} * f.column_panels_here), kThreads, 0, stream>>>(f);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+  STD_CUDA_CHECK(cudaMemsetAsync(f.against, 0, sizeof(int), stream));
   int seen = plan.first_visits, fixed_count = plan.panels_of(seen, p) * kTile;
   while (seen < plan.visits) {
     tighten_kernel<kInner><<<grid_of(rows), kThreads, 0, stream>>>(f, fixed_count);
@@ -150,8 +159,13 @@ void search_group(Rank<T, S> rank, const Plan& plan, cudaStream_t stream) {
     fixed_count = -1;
     f.first_column_panel = seen;
     f.column_panels_here = next_chunk(p, plan, seen);
-    filter_kernel<false, kInner>
-        <<<grid_of(int64_t{f.row_panels_here} * f.column_panels_here), kThreads, 0, stream>>>(f);
+    const unsigned tiles = grid_of(int64_t{f.row_panels_here} * f.column_panels_here);
+    // the rows have chosen one of the two; the blocks of the other end at once
+    if (f.tensor) {
+      tensor_filter_kernel<kInner><<<tiles, kThreads, 0, stream>>>(f);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+    filter_kernel<false, kInner><<<tiles, kThreads, 0, stream>>>(f);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     seen += f.column_panels_here;
   }
@@ -190,15 +204,18 @@ void search(const Problem& p, const Tensor& like, const S* x, const S* y, int64_
   const Plan plan = plan_for<T>(p, batch, workspace);
   const Buffer<Candidate> list(like, plan.rows() * plan.list());
   const Buffer<int> count(like, plan.rows());
-  const Buffer<float> limit(like, plan.rows());
+  const Buffer<float> limit(like, kPrecisions * plan.rows());
+  const Buffer<int> against(like, 1);
   const Buffer<Entry<T>> scratch(like, plan.in_shared ? 0 : plan.rows() * plan.sorted);
   Rank<T, S> rank{};
   rank.filter.problem = p;
   rank.filter.row_panels = rows.points.get();
   rank.filter.column_panels = column_panels.points.get();
-  rank.filter.row_bounds = rows.bounds.get();
-  rank.filter.column_bounds = column_panels.bounds.get();
-  rank.filter.candidates = {list.get(), count.get(), limit.get(), plan.list()};
+  rows.bounds_to(rank.filter.row_bounds);
+  column_panels.bounds_to(rank.filter.column_bounds);
+  rank.filter.candidates = {list.get(), count.get(), {limit.get(), limit.get() + plan.rows()}, plan.list()};
+  rank.filter.tensor = p.depth >= kLeastTensorDepth;
+  rank.filter.against = against.get();
   rank.extent = extent.get();
   rank.rows = x;
   rank.columns = database;

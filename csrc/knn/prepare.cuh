@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Points in panels, [panel][feature][kTile], so that the filter copies them to shared memory as they lie, and the two
-// numbers of each point that bounds are made of (filter.cuh).
+// numbers of each point that bounds are made of (filter.cuh), for one precision after the other.
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads)
     panel_kernel(Problem p, const S* x, const double* centre, const Extent* extent, bool is_column, float* panels,
-                 float2* bounds) {
+                 float2* bounds, int64_t bounds_step) {
   constexpr int kWarps = kThreads / kWarp, kRowsPerWarp = kStripRows / kWarps;
   __shared__ float strip[kStripRows][kWarp + 1];
   const int64_t count = is_column ? p.columns : p.rows;
@@ -126,16 +126,19 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int q = 0; q < kRowsPerWarp; ++q) {
     const double half = lanes_sum<kWarp>(norm[q]) / 2;
+    float2* out = bounds + batch * strips * kStripRows + first + warp * kRowsPerWarp + q;
+    if (lane >= kPrecisions) continue;
+    const double epsilon = p.epsilon[lane];
     float2 bound;
     if (!source[q]) {
       bound.x = bound.y = __int_as_float(0x7FC00000);  // padding never passes: NaN <= limit is false for every limit
     } else if (p.metric == Metric::inner_product) {
-      bound.x = bound.y = __double2float_ru(sqrt(2 * half * p.epsilon) + sqrt(p.slack));
+      bound.x = bound.y = __double2float_ru(sqrt(2 * half * epsilon) + sqrt(p.slack));
     } else {
-      bound.x = __double2float_rd(half * (1 - p.epsilon) - p.slack);
-      bound.y = __double2float_ru(half * (1 + p.epsilon) + p.slack);
+      bound.x = __double2float_rd(half * (1 - epsilon) - p.slack);
+      bound.y = __double2float_ru(half * (1 + epsilon) + p.slack);
     }
-    if (lane == 0) bounds[batch * strips * kStripRows + first + warp * kRowsPerWarp + q] = bound;
+    out[lane * bounds_step] = bound;
   }
 }
 

@@ -10,6 +10,9 @@ constexpr int kTile = 128;  // rows and columns of a filter tile; a panel holds 
 
 enum class Metric { euclidean, cosine, angular, inner_product };
 
+// What products are made with; bounds and limits exist for each.
+enum Precision : int { kFloat, kTensor, kPrecisions };
+
 struct Problem {
   int64_t rows, columns, features;  // n, m, d of each point set of the batch
   int row_panels, column_panels;    // rows and columns in panels, rounded up
@@ -18,7 +21,7 @@ struct Problem {
   int k;
   bool self;  // rows are the columns, in the order of the panels, and none is its own neighbour
   Metric metric;
-  double epsilon, slack;  // of the bounds, see filter.cuh
+  double epsilon[kPrecisions], slack;  // of the bounds, see filter.cuh
 };
 
 // The database is visited in a scattered order, so that the first columns of a sorted or clustered set are a fair

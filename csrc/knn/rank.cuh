@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) rank_kernel(Rank<T, S> r) {
   const int count = r.fixed_count >= 0 ? r.fixed_count : f.candidates.count[slot];
   int found = -1;
   if (units_of<T>(p, r.extent, batch).filterable && count <= f.candidates.capacity) {
-    found = row.evaluate(RowCandidates<kInner>(f, slot, count));
+    found = row.evaluate(RowCandidates<kInner>(f, r.fixed_count >= 0 ? kFloat : f.precision(), slot, count));
   }
   if (found < 0) found = row.search_all();
   sort_entries(list, found);

@@ -130,12 +130,12 @@ __device__ inline int reserve(int* counter, bool take) {
 template <bool kInner>
 class RowCandidates {
  public:
-  __device__ RowCandidates(const Filter& f, int64_t slot, int count)
+  __device__ RowCandidates(const Filter& f, Precision precision, int64_t slot, int count)
       : list_(f.candidates.list + slot * f.candidates.capacity), count_(count) {
     const Problem& p = f.problem;
     const int64_t panel = f.first_row_panel + slot / kTile;
-    column_bounds_ = f.column_bounds + panel / p.row_panels * p.column_panels * kTile;
-    row_bound_ = f.row_bounds[panel * kTile + slot % kTile];
+    column_bounds_ = f.column_bounds[precision] + panel / p.row_panels * p.column_panels * kTile;
+    row_bound_ = f.row_bounds[precision][panel * kTile + slot % kTile];
     columns_ = static_cast<int>(p.columns);
     self_ = p.self ? static_cast<int>(panel % p.row_panels * kTile + slot % kTile) : -1;
 #pragma unroll
@@ -203,24 +203,35 @@ __device__ float limit_of(SelectShared& s, const RowCandidates<kInner>& row, int
   return limit;
 }
 
-// After some columns: lowers the limits of the rows and drops the candidates above them. One block per row.
+// After some columns: lowers the limits of the rows and drops the candidates above them. One block per row. After the
+// first columns (fixed_count of them) a row also says what the tensor cores would cost it: its limits for both
+// precisions are written, and what either of them needs is kept.
 template <bool kInner>
 __global__ void __launch_bounds__(kThreads) tighten_kernel(Filter f, int fixed_count) {
   __shared__ SelectShared shared;
-  __shared__ int kept;
+  __shared__ int kept, kept_in_float;
   const Problem& p = f.problem;
   const int64_t slot = blockIdx.x, row = (f.first_row_panel + slot / kTile) % p.row_panels * kTile + slot % kTile;
   const int count = row >= p.rows ? 0 : fixed_count >= 0 ? fixed_count : f.candidates.count[slot];
   if (row >= p.rows || count > f.candidates.capacity) {
     if (threadIdx.x == 0) {  // takes nothing more
       f.candidates.count[slot] = count;
-      f.candidates.limit[slot] = __int_as_float(0xFF800000);
+      for (float* limit : f.candidates.limit) limit[slot] = __int_as_float(0xFF800000);
     }
     return;
   }
+  if (threadIdx.x == 0) kept = kept_in_float = 0;
+  __syncthreads();
+  const bool first = fixed_count >= 0 && f.tensor;
+  float limit_in_float = 0.0f;
+  if (first) {
+    const RowCandidates<kInner> candidates(f, kFloat, slot, count);
+    limit_in_float = limit_of<kInner>(shared, candidates, p.k);
+    candidates.for_each(
+        [&](const auto& item) { reserve(&kept_in_float, item.valid() && item.lower <= limit_in_float); });
+  }
   Candidate* list = f.candidates.list + slot * f.candidates.capacity;
-  const RowCandidates<kInner> candidates(f, slot, count);
-  if (threadIdx.x == 0) kept = 0;
+  const RowCandidates<kInner> candidates(f, first ? kTensor : f.precision(), slot, count);
   const float limit = limit_of<kInner>(shared, candidates, p.k);
   candidates.for_each([&](const auto& item) {
     const bool keep = item.valid() && item.lower <= limit;
@@ -231,7 +242,9 @@ __global__ void __launch_bounds__(kThreads) tighten_kernel(Filter f, int fixed_c
   __syncthreads();
   if (threadIdx.x == 0) {
     f.candidates.count[slot] = kept;
-    f.candidates.limit[slot] = limit;
+    f.candidates.limit[kFloat][slot] = first ? limit_in_float : limit;
+    f.candidates.limit[kTensor][slot] = limit;
+    if (first && kept > kept_in_float + kept_in_float / 2 + 64) atomicAdd(f.against, 1);
   }
 }
 
