@@ -100,6 +100,26 @@ def test_direct_calls_of_the_kernel_are_checked(args: tuple[Any, ...], message: 
         OPERATORS["knn"].compiled(*args)
 
 
+@pytest.mark.parametrize("mode", ["mean", "union", "mutual"])
+def test_a_neighbor_named_twice_counts_once(mode: str) -> None:
+    """Not what a search returns, but memory must stay what it is: edges are counted before they are written."""
+    indices = torch.randint(0, 40, (2, 40, 12), generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(2, 40, 12)
+    rowptr, col, weight = ops.symmetrize_edges(indices, weights, mode)
+    for graph in range(2):
+        directed = torch.zeros(40, 40, dtype=torch.bool)
+        directed[torch.arange(40).repeat_interleave(12), indices[graph].flatten()] = True
+        wanted = directed & directed.T if mode == "mutual" else directed | directed.T
+        found = torch.zeros_like(wanted)
+        for i in range(40):
+            row = slice(int(rowptr[40 * graph + i]), int(rowptr[40 * graph + i + 1]))
+            assert bool((col[row].diff() > 0).all())
+            found[i, col[row].long() - 40 * graph] = True
+            both = directed[i] & directed[:, i]
+            assert torch.equal(weight[row], torch.where(both | torch.tensor(mode == "union"), 1.0, 0.5)[wanted[i]])
+        assert torch.equal(found, wanted)
+
+
 def test_a_wrong_index_is_refused_before_it_is_written_through() -> None:
     if not ops.has_native_kernel("symmetrize_edges", torch.device("cpu")):
         pytest.skip("no compiled kernels")

@@ -9,9 +9,12 @@
 #include "graph/graph.h"
 #include "memory.h"
 #include "parallel.h"
+#include "simd.h"
 
 namespace lfm {
 namespace {
+
+constexpr int64_t kRowsPerTask = 256;
 
 enum class Mode { mean, union_, mutual };
 
@@ -36,185 +39,245 @@ T combine(Mode mode, T forward, T backward) {
 }
 
 template <class T>
-struct Edge {  // together: a transposition writes to one place instead of two
+struct Edge {
   int32_t node;
   T weight;
 };
 
-template <class T>
-struct Lists {  // CSR
-  std::vector<int64_t> start;
-  std::unique_ptr<Edge<T>[]> edge;
-};
-
-template <class T>
+// An edge on its way to its bucket: where it begins within its graph, and where it ends within the bucket, in one key.
+template <class K, class T>
 struct StagedEdge {
-  int32_t from, to;  // from: within its graph; to: over the batch
+  K key;
   T weight;
 };
 
-// For every node the edges that end in it, in ascending order of where they begin. Edges go to buckets of nodes first,
-// few enough to write to all at once, and within a bucket, which fits in the cache, to their places. Each worker owns a
-// range of rows and, per bucket, a range of the slots, so that the order does not depend on the number of workers.
-template <class T>
-Lists<T> transpose(const int64_t* index, const T* weight, int64_t rows, int64_t n, int64_t k) {
+// All edges by the bucket of nodes in which they end, within a bucket in ascending order of where they begin. The
+// buckets are few enough to be written to all at once, and small enough to be sorted in the cache.
+template <class K, class T>
+struct Buckets {
+  using Key = K;
+  int shift;
+  int64_t rows, count;
+  std::vector<int64_t> first;
+  std::unique_ptr<StagedEdge<K, T>[]> edge;
+  int64_t node(int64_t bucket) const { return std::min(rows, bucket << shift); }
+};
+
+// Each worker owns a range of rows and, per bucket, a range of the slots, so that the order does not depend on the
+// number of workers.
+template <class K, class T>
+Buckets<K, T> stage(const int64_t* index, const T* weight, int64_t rows, int64_t n, int64_t k, int shift) {
   const int64_t workers =
       std::max<int64_t>(1, std::min<int64_t>({torch::stable::get_num_threads(), 64, rows * k >> 14}));
   const auto first_row = [&](int64_t worker) { return rows * worker / workers; };
-  int shift = 5;
-  while (rows >> shift > 512) ++shift;
-  const int64_t buckets = (rows >> shift) + 1;
+  Buckets<K, T> out;
+  out.shift = shift;
+  out.rows = rows;
+  out.count = (rows >> shift) + 1;
   std::vector<std::vector<int64_t>> slots(workers);
   parallel_tasks(workers, [&](int64_t worker) {
     auto& count = slots[worker];
-    count.assign(buckets, 0);
+    count.assign(out.count, 0);
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
       const int64_t base = i / n * n;
       for (int64_t e = i * k; e < (i + 1) * k; ++e) ++count[(base + index[e]) >> shift];
     }
   });
-  std::vector<int64_t> first(buckets + 1);
+  out.first.resize(out.count + 1);
   int64_t total = 0;
-  for (int64_t bucket = 0; bucket < buckets; ++bucket) {
-    first[bucket] = total;
+  for (int64_t bucket = 0; bucket < out.count; ++bucket) {
+    out.first[bucket] = total;
     for (auto& count : slots) {
       const int64_t own = count[bucket];
       count[bucket] = total;
       total += own;
     }
   }
-  first[buckets] = total;
-  const std::unique_ptr<StagedEdge<T>[]> staged = uninitialized<StagedEdge<T>>(total);
-  Lists<T> out;
-  out.start.resize(rows + 1);
-  out.start[rows] = total;
-  out.edge = uninitialized<Edge<T>>(total);
+  out.first[out.count] = total;
+  out.edge = uninitialized<StagedEdge<K, T>>(total);
+  StagedEdge<K, T>* staged = out.edge.get();
   parallel_tasks(workers, [&](int64_t worker) {
     int64_t* slot = slots[worker].data();
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
       const int64_t base = i / n * n;
       for (int64_t e = i * k; e < (i + 1) * k; ++e) {
         const int64_t to = base + index[e];
-        staged[slot[to >> shift]++] = {static_cast<int32_t>(i - base), static_cast<int32_t>(to), weight[e]};
+        const int64_t key = (i - base) << shift | (to & ((int64_t{1} << shift) - 1));
+        staged[slot[to >> shift]++] = {static_cast<K>(key), weight[e]};
       }
     }
-  });
-  parallel_tasks(buckets, [&](int64_t bucket) {
-    const int64_t node = bucket << shift, nodes = std::min(rows - node, int64_t{1} << shift);
-    if (nodes <= 0) return;
-    std::vector<int64_t> place(nodes, 0);
-    for (int64_t e = first[bucket]; e < first[bucket + 1]; ++e) ++place[staged[e].to - node];
-    int64_t next = first[bucket];
-    for (int64_t j = 0; j < nodes; ++j) {
-      out.start[node + j] = next;
-      next += place[j];
-      place[j] = out.start[node + j];
-    }
-    for (int64_t e = first[bucket]; e < first[bucket + 1]; ++e)
-      out.edge[place[staged[e].to - node]++] = {staged[e].from, staged[e].weight};
   });
   return out;
 }
 
-// Sets of nodes of one graph: a bit each, and a bit for every word of them that is not empty.
-class NodeSet {
- public:
-  explicit NodeSet(int64_t n) : word_((n + 63) / 64, 0), used_((word_.size() + 63) / 64, 0) {}
-  void insert(int64_t node) {
-    word_[node >> 6] |= uint64_t{1} << (node & 63);
-    used_[node >> 12] |= uint64_t{1} << (node >> 6 & 63);
-  }
-  // Calls visit(first node of a word, this word, the other's word) for the words that are not empty in one of the two,
-  // and empties both.
-  template <class Visit>
-  static void drain(NodeSet& a, NodeSet& b, const Visit& visit) {
-    for (size_t u = 0; u < a.used_.size(); ++u) {
-      for (uint64_t bits = a.used_[u] | b.used_[u]; bits; bits &= bits - 1) {
-        const size_t w = u * 64 + __builtin_ctzll(bits);
-        visit(static_cast<int64_t>(w) * 64, a.word_[w], b.word_[w]);
-        a.word_[w] = b.word_[w] = 0;
-      }
-      a.used_[u] = b.used_[u] = 0;
-    }
-  }
+// The edges that end in the nodes of one bucket, node by node.
+template <class T>
+struct Incoming {
+  std::vector<int64_t> start, place;
+  std::vector<Edge<T>> edge;
 
- private:
-  std::vector<uint64_t> word_, used_;
+  template <class B>
+  void sort(const B& buckets, int64_t bucket) {
+    const int64_t nodes = buckets.node(bucket + 1) - buckets.node(bucket);
+    const auto *begin = buckets.edge.get() + buckets.first[bucket],
+               *end = buckets.edge.get() + buckets.first[bucket + 1];
+    const typename B::Key low = (typename B::Key{1} << buckets.shift) - 1;
+    start.assign(nodes + 1, 0);
+    for (const auto* e = begin; e < end; ++e) ++start[(e->key & low) + 1];
+    std::partial_sum(start.begin(), start.end(), start.begin());
+    place.assign(start.begin(), start.end());
+    edge.resize(end - begin);
+    for (const auto* e = begin; e < end; ++e)
+      edge[place[e->key & low]++] = {static_cast<int32_t>(e->key >> buckets.shift), e->weight};
+  }
 };
 
-// Weights of the edges that leave one node and that reach it, by the node at their other end.
+// What a task needs: the edges that reach the nodes of a bucket, and for one node sets of the nodes at the other ends:
+// a bit each, and a bit for every word of them that is not empty.
 template <class T>
 struct Ends {
-  NodeSet forward, backward;
-  std::vector<T> to, from;
-  explicit Ends(int64_t n) : forward(n), backward(n), to(n), from(n) {}
+  Incoming<T> incoming;
+  std::vector<uint64_t> forward, backward, joined, used;
+  std::vector<int32_t> before;  // members of `joined` in the words before
+  explicit Ends(int64_t n)
+      : forward((n + 63) / 64, 0),
+        backward(forward.size(), 0),
+        joined(forward.size()),
+        used((forward.size() + 63) / 64, 0),
+        before(forward.size()) {}
 };
 
-constexpr int64_t kRowsPerTask = 256;
-
-// Columns come out of the sets of nodes in ascending order, whatever order they go in: nothing is sorted or merged.
+// The edges of one node: those that leave it, and those that reach it.
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tensor& weights, Mode mode) {
+struct Row {
+  const int64_t* index;
+  const T* weight;
+  int64_t k, base;
+  const Edge<T>*begin, *end;
+};
+
+// A node named twice counts once: the last of its edges. Those that reach a node come in ascending order.
+template <class T>
+bool is_last(const Row<T>& row, const Edge<T>* e) {
+  return e + 1 == row.end || e[1].node != e->node;
+}
+
+// How many edges the node has when the directions are joined.
+template <class T>
+int64_t count_row(const Row<T>& row, Mode mode, Ends<T>& ends) {
+  uint64_t* forward = ends.forward.data();
+  const auto holds = [forward](int64_t node) { return static_cast<int64_t>(forward[node >> 6] >> (node & 63) & 1); };
+  int64_t leaving = 0, reaching = 0, mutual = 0;
+  for (int64_t e = 0; e < row.k; ++e) {
+    leaving += 1 - holds(row.index[e]);
+    forward[row.index[e] >> 6] |= uint64_t{1} << (row.index[e] & 63);
+  }
+  for (const Edge<T>* e = row.begin; e < row.end; ++e) {
+    if (!is_last(row, e)) continue;
+    ++reaching;
+    mutual += holds(e->node);
+  }
+  for (int64_t e = 0; e < row.k; ++e) forward[row.index[e] >> 6] = 0;
+  return mode == Mode::mutual ? mutual : leaving + reaching - mutual;
+}
+
+// Writes the joined edges in ascending order, whatever order they come in: the place of a node is the number of members
+// of the set before it. Nothing is sorted or merged, and all of it stays in the first cache.
+template <int kBytes, class T>
+LFM_INLINE void join_row_body(const Row<T>& row, Mode mode, Ends<T>& ends, int32_t* columns, T* values) {
+  uint64_t *forward = ends.forward.data(), *backward = ends.backward.data(), *joined = ends.joined.data();
+  uint64_t* used = ends.used.data();
+  int32_t* before = ends.before.data();
+  const auto insert = [used](uint64_t* set, int64_t node) __attribute__((always_inline)) {
+    set[node >> 6] |= uint64_t{1} << (node & 63);
+    used[node >> 12] |= uint64_t{1} << (node >> 6 & 63);
+  };
+  for (int64_t e = 0; e < row.k; ++e) insert(forward, row.index[e]);
+  for (const Edge<T>* e = row.begin; e < row.end; ++e) insert(backward, e->node);
+  int32_t count = 0;
+  for (size_t u = 0; u < ends.used.size(); ++u) {
+    for (uint64_t bits = used[u]; bits; bits &= bits - 1) {
+      const size_t w = u * 64 + __builtin_ctzll(bits);
+      joined[w] = mode == Mode::mutual ? forward[w] & backward[w] : forward[w] | backward[w];
+      forward[w] = backward[w] = 0;
+      before[w] = count;
+      count += __builtin_popcountll(joined[w]);
+    }
+    used[u] = 0;
+  }
+  for (int32_t at = 0; at < count; ++at) values[at] = 0;
+  // calls write(place) for a member, and for no one else
+  const auto visit = [&](int64_t node, const auto& write) __attribute__((always_inline)) {
+    const uint64_t word = joined[node >> 6], bit = uint64_t{1} << (node & 63);
+    if (mode == Mode::mutual && !(word & bit)) return;
+    write(before[node >> 6] + __builtin_popcountll(word & (bit - 1)));
+  };
+  for (int64_t e = 0; e < row.k; ++e)
+    visit(row.index[e], [&](int64_t at) __attribute__((always_inline)) {
+      columns[at] = static_cast<int32_t>(row.base + row.index[e]);
+      values[at] = combine(mode, row.weight[e], mode == Mode::mutual ? row.weight[e] : T(0));
+    });
+  for (const Edge<T>* e = row.begin; e < row.end; ++e) {
+    if (!is_last(row, e)) continue;
+    visit(e->node, [&](int64_t at) __attribute__((always_inline)) {
+      columns[at] = static_cast<int32_t>(row.base + e->node);
+      // a mean is the sum of halves, which are exact
+      values[at] = mode == Mode::mean ? values[at] + e->weight / 2 : combine(mode, values[at], e->weight);
+    });
+  }
+}
+
+LFM_SIMD_DISPATCH(template <class T>, void, join_row,
+                  (const Row<T>& row, Mode mode, Ends<T>& ends, int32_t* columns, T* values),
+                  (row, mode, ends, columns, values))
+
+template <class K, class T>
+std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tensor& weights, Mode mode, int shift) {
   const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n;
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const T* weight = weights.const_data_ptr<T>();
-  const Lists<T> lists = transpose<T>(index, weight, rows, n, k);
+  const Buckets<K, T> buckets = stage<K, T>(index, weight, rows, n, k, shift);
 
   Tensor rowptr = torch::stable::new_empty(indices, {rows + 1});
   int64_t* pointer = rowptr.mutable_data_ptr<int64_t>();
   pointer[0] = 0;
-  // the sets take memory for all nodes: as many rows a task as make up for it
-  const int64_t rows_per_task = std::max(kRowsPerTask, n / 32), tasks = (rows + rows_per_task - 1) / rows_per_task;
+  // body(number of a row, row, ends) for all rows; a few buckets a task, which share what they need
+  const int64_t tasks = std::min<int64_t>(buckets.count, torch::stable::get_num_threads() * 16);
   const auto over_rows = [&](const auto& body) {
     parallel_tasks(tasks, [&](int64_t task) {
       Ends<T> ends(n);
-      for (int64_t i = task * rows_per_task; i < std::min(rows, (task + 1) * rows_per_task); ++i) body(i, ends);
+      const Incoming<T>& incoming = ends.incoming;
+      for (int64_t b = buckets.count * task / tasks; b < buckets.count * (task + 1) / tasks; ++b) {
+        ends.incoming.sort(buckets, b);
+        for (int64_t i = buckets.node(b); i < buckets.node(b + 1); ++i) {
+          const int64_t* start = incoming.start.data() + (i - buckets.node(b));
+          const Edge<T>* edge = incoming.edge.data();
+          body(i, Row<T>{index + i * k, weight + i * k, k, i / n * n, edge + start[0], edge + start[1]}, ends);
+        }
+      }
     });
   };
-  const auto wanted = [mode](uint64_t forward, uint64_t backward) {
-    return mode == Mode::mutual ? forward & backward : forward | backward;
-  };
-  over_rows([&](int64_t i, Ends<T>& ends) {
-    for (int64_t e = i * k; e < (i + 1) * k; ++e) ends.forward.insert(index[e]);
-    for (int64_t e = lists.start[i]; e < lists.start[i + 1]; ++e) ends.backward.insert(lists.edge[e].node);
-    int64_t count = 0;
-    NodeSet::drain(ends.forward, ends.backward, [&](int64_t, uint64_t forward, uint64_t backward) {
-      count += __builtin_popcountll(wanted(forward, backward));
-    });
-    pointer[i + 1] = count;
-  });
+  over_rows([&](int64_t i, const Row<T>& row, Ends<T>& ends) { pointer[i + 1] = count_row(row, mode, ends); });
   std::partial_sum(pointer, pointer + rows + 1, pointer);
   Tensor col = torch::stable::new_empty(indices, {pointer[rows]}, ScalarType::Int);
   Tensor value = torch::stable::new_empty(weights, {pointer[rows]});
   int32_t* columns = col.mutable_data_ptr<int32_t>();
   T* values = value.mutable_data_ptr<T>();
-  prefer_large_pages(columns, pointer[rows]);
-  prefer_large_pages(values, pointer[rows]);
-  over_rows([&](int64_t i, Ends<T>& ends) {
-    const int64_t base = i / n * n;
-    for (int64_t e = i * k; e < (i + 1) * k; ++e) {
-      ends.forward.insert(index[e]);
-      ends.to[index[e]] = weight[e];
-    }
-    for (int64_t e = lists.start[i]; e < lists.start[i + 1]; ++e) {
-      ends.backward.insert(lists.edge[e].node);
-      ends.from[lists.edge[e].node] = lists.edge[e].weight;
-    }
-    int64_t at = pointer[i];
-    NodeSet::drain(ends.forward, ends.backward, [&](int64_t first, uint64_t forward, uint64_t backward) {
-      for (uint64_t bits = wanted(forward, backward); bits; bits &= bits - 1) {
-        const int64_t j = first + __builtin_ctzll(bits);
-        columns[at] = static_cast<int32_t>(base + j);
-        values[at++] = combine(mode, ends.to[j], ends.from[j]);
-      }
-      // an absent direction weighs nothing
-      for (uint64_t bits = forward | backward; bits; bits &= bits - 1) {
-        const int64_t j = first + __builtin_ctzll(bits);
-        ends.to[j] = ends.from[j] = T(0);
-      }
-    });
+  prefer_large_pages(col);
+  prefer_large_pages(value);
+  over_rows([&](int64_t i, const Row<T>& row, Ends<T>& ends) {
+    join_row(row, mode, ends, columns + pointer[i], values + pointer[i]);
   });
   return {rowptr, col, value};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tensor& weights, Mode mode) {
+  const int64_t n = indices.size(1), rows = indices.size(0) * n;
+  int shift = 5;
+  while (rows >> shift > 512) ++shift;
+  return n <= (int64_t{1} << 32) >> shift ? symmetrize<uint32_t, T>(indices, weights, mode, shift)
+                                          : symmetrize<uint64_t, T>(indices, weights, mode, shift);
 }
 
 template <class T>

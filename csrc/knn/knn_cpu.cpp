@@ -232,20 +232,22 @@ class Search {
     auto workspace = workspaces_.take();
     Workspace& w = *workspace;
     w.fit(block_, block_);
+    if (&left == &right) {
+      own_tile(left, w);
+      workspaces_.give(std::move(workspace));
+      return;
+    }
     copy_limits(left, w.row_limit);
-    const bool mirrored = &left != &right;
-    if (mirrored) copy_limits(right, w.column_limit);
-    const TileHits hits = filter_tile(left.range, right.range, mirrored, w);
+    copy_limits(right, w.column_limit);
+    const TileHits hits = filter_tile(left.range, right.range, true, w);
     const auto first_column = static_cast<int32_t>(right.range.first);
     const auto first_row = static_cast<int32_t>(left.range.first);
     {
       const std::lock_guard<std::mutex> hold(left.mutex);
-      const Hits& found = hits.rows;
-      for (int64_t h = 0; h < found.count; ++h)
-        left.lists.append(found.where[h] & 0xFFFF, {found.lower[h], first_column + (found.where[h] >> 16)});
+      append(left.lists, hits.rows, first_column);
       left.lists.saw(right.range.count);
     }
-    if (mirrored) {
+    {
       const std::lock_guard<std::mutex> hold(right.mutex);
       const Hits& found = hits.columns;
       for (int64_t h = 0; h < found.count; ++h)
@@ -253,6 +255,23 @@ class Search {
       right.lists.saw(left.range.count);
     }
     workspaces_.give(std::move(workspace));
+  }
+
+  // The first tile of all rows of a block, against themselves: nothing is known of the limits before its first panel.
+  void own_tile(Block& block, Workspace& w) {
+    const std::lock_guard<std::mutex> hold(block.mutex);
+    for (int64_t panel = 0; panel < block.range.panels; ++panel) {
+      const int64_t first = block.range.first + panel * width_;
+      const Range columns{first, std::min(width_, block.range.first + block.range.count - first), 1};
+      std::copy_n(block.lists.limits(), block.range.count, w.row_limit.begin());
+      append(block.lists, filter_tile(block.range, columns, false, w).rows, static_cast<int32_t>(first));
+      block.lists.saw(columns.count);
+    }
+  }
+
+  static void append(CandidateLists& lists, const Hits& found, int32_t first_column) {
+    for (int64_t h = 0; h < found.count; ++h)
+      lists.append(found.where[h] & 0xFFFF, {found.lower[h], first_column + (found.where[h] >> 16)});
   }
 
   // Rows against all columns: for two sets, and where the lists of all rows would not fit the budget.
@@ -270,10 +289,7 @@ class Search {
         const Range right = range(columns(), c, block_, width_);
         w.fit(block_, block_);
         std::copy_n(w.lists.limits(), left.count, w.row_limit.begin());
-        const Hits found = filter_tile(left, right, false, w).rows;
-        const auto first = static_cast<int32_t>(right.first);
-        for (int64_t h = 0; h < found.count; ++h)
-          w.lists.append(found.where[h] & 0xFFFF, {found.lower[h], first + (found.where[h] >> 16)});
+        append(w.lists, filter_tile(left, right, false, w).rows, static_cast<int32_t>(right.first));
         w.lists.saw(right.count);
       }
       KeptBlock<T> kept;

@@ -128,7 +128,8 @@ class CandidateLists {
   // After `columns` more have been offered to every row: a limit such that very probably k of all columns lie below.
   void saw(int64_t columns) {
     seen_ += columns;
-    if (seen_ < 3 * estimated_ || seen_ >= columns_) return;
+    // near the end it would drop less than it takes
+    if (seen_ < 3 * estimated_ || seen_ >= columns_ - columns_ / 3) return;
     estimated_ = seen_;
     const double share = static_cast<double>(seen_) / static_cast<double>(columns_);
     const double mean = share * static_cast<double>(k_);
