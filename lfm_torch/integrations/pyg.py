@@ -101,8 +101,10 @@ def cluster_knn(x: Tensor, y: Tensor | None, k: int, metric: str, kind: str) -> 
     wanted = k + (y is None)
     if wanted > most:
         raise ValueError(f"n_neighbors must be at most {most - (y is None)} for torch_cluster on CUDA, got {k}")
+    if metric != "euclidean":  # its own cosine exists on CUDA only; the order is that of unit rows
+        x, y = x / x.norm(dim=-1, keepdim=True), None if y is None else y / y.norm(dim=-1, keepdim=True)
     database = x if y is None else y
-    row, column = torch_cluster.knn(database, x, wanted, cosine=metric != "euclidean")
+    row, column = torch_cluster.knn(database, x, wanted)
     keep = row != column if y is None else torch.ones_like(row, dtype=torch.bool)
     row, column = row[keep], column[keep]
     # a point that is missing from its own list (duplicates) has one neighbour too many
@@ -111,8 +113,7 @@ def cluster_knn(x: Tensor, y: Tensor | None, k: int, metric: str, kind: str) -> 
     if bool((counts < k).any()):
         raise ValueError(f"torch_cluster found fewer than {k} neighbors for row {int((counts < k).nonzero()[0])}")
     indices = column[place < k].view(-1, k)
-    a, b = (p / p.norm(dim=-1, keepdim=True) if metric != "euclidean" else p for p in (x, database))
-    distances = torch.stack([(row - b[own]).norm(dim=-1) for row, own in zip(a, indices, strict=True)])
+    distances = torch.stack([(row - database[own]).norm(dim=-1) for row, own in zip(x, indices, strict=True)])
     return indices, distances.square() / 2 if metric == "cosine" else distances
 
 
