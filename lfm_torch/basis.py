@@ -83,6 +83,16 @@ class Basis:
             guards=None if n_basis < self.n_basis else self.guards,
         )
 
+    def unbatch(self) -> list[Basis]:
+        """Return the bases of the batch one by one, those of several leading dimensions in order."""
+        count = self.n_components.numel()
+        flat = {
+            name: part.reshape(count, *part.shape[self.n_components.dim() :]).unbind()
+            for name in ("evals", "evecs", "residuals", "converged", "n_components", "guards")
+            if (part := getattr(self, name)) is not None
+        }
+        return [replace(self, **{name: parts[i] for name, parts in flat.items()}) for i in range(count)]
+
     def project(self, f: Tensor) -> Tensor:
         """Coefficients ``Phi^T f`` of functions ``f [..., n, p]``: ``[..., m, p]``."""
         return self.evecs.mT @ f

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,6 +106,40 @@ class Graph:
             begun = torch.cat([labels.new_zeros(1), labels.cummax(0).values + 1])[self.offsets.to(labels.device)]
             return begun.diff()
         return labels.amax(-1) - labels.amin(-1) + 1
+
+    @classmethod
+    def batch(cls, graphs: Sequence[Graph]) -> Graph:
+        """Put graphs side by side in one: ``[b]`` of equal size, or a ragged batch; :meth:`unbatch` takes them apart.
+
+        What they were built with is kept where they agree.
+
+        Raises:
+            ValueError: no graph, one that is a batch itself, or graphs of several dtypes or devices.
+        """
+        if not graphs or any(graph.batch_shape or graph.offsets is not None for graph in graphs):
+            raise ValueError(f"graphs must be one or more single graphs, got {list(graphs)!r}")
+        kinds = {(graph.weight.dtype, graph.weight.device) for graph in graphs}
+        if len(kinds) > 1:
+            raise ValueError(f"graphs must have one dtype and device, got {sorted(map(str, kinds))}")
+        sizes = [graph.n_nodes for graph in graphs]
+        first_node = [0, *accumulate(sizes)]
+        first_edge = [0, *accumulate(graph.col.numel() for graph in graphs)]
+        rowptr = [graph.rowptr[:-1] + first for graph, first in zip(graphs, first_edge, strict=False)]
+        col = [graph.col + first for graph, first in zip(graphs, first_node, strict=False)]
+        names = ("n_neighbors", "metric", "weights", "symmetrize")
+        how: dict[str, Any] = {
+            name: getattr(graphs[0], name) for name in names if len({getattr(g, name) for g in graphs}) == 1
+        }
+        joined = cls(
+            torch.cat([*rowptr, rowptr[0].new_tensor(first_edge[-1:])]),
+            torch.cat(col),
+            torch.cat([graph.weight for graph in graphs]),
+            first_node[-1],
+            **how,
+        )
+        if len(set(sizes)) == 1:
+            return replace(joined, n_nodes=sizes[0], batch_shape=(len(graphs),))
+        return replace(joined, offsets=torch.tensor(first_node))
 
     def unbatch(self) -> list[Graph]:
         """Return the graphs of the batch one by one, those of several leading dimensions in order.

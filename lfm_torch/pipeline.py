@@ -15,7 +15,7 @@ from lfm_torch import _checks
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.functional_map import paired_map
-from lfm_torch.graph import Weights, build_graph
+from lfm_torch.graph import Graph, Weights, build_graph
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
 from lfm_torch.similarity import Maps
@@ -38,10 +38,22 @@ def representation_basis(
     Raises:
         ValueError: rows that are all equal, and what :func:`build_graph` and :func:`spectral_basis` refuse.
     """
+    graph = representation_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
+    return graph_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start)
+
+
+def representation_graph(
+    x: Tensor, *, n_neighbors: int | None = None, metric: Metric = "angular", weights: Weights = "gaussian"
+) -> Graph:
+    """The first half of :func:`representation_basis`."""
     # their neighbours would be arbitrary: numbers would come out, about nothing
     if bool((x == x[..., :1, :]).all(-1).all(-1).any()):
         raise ValueError("x must have rows that differ, got equal ones throughout (a collapsed representation)")
-    graph = build_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
+    return build_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
+
+
+def graph_basis(graph: Graph, *, n_basis: int = 50, tol: float | None = None, warm_start: Basis | None = None) -> Basis:
+    """The second half of :func:`representation_basis`."""
     return _constant_first(spectral_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start), graph.degree)
 
 

@@ -126,6 +126,31 @@ def test_a_batch_of_equal_size_comes_apart() -> None:
         assert torch.equal(graph.weight, lfm.build_graph(points, n_neighbors=4).weight)
 
 
+def test_graphs_are_put_side_by_side() -> None:
+    sizes = ((20, 4), (20, 7), (20, 3))
+    graphs = [lfm.build_graph(torch.randn(n, 3), n_neighbors=k) for n, k in sizes]
+    batch = lfm.Graph.batch(graphs)
+    assert batch.batch_shape == (3,)
+    assert batch.metric == "angular"
+    assert batch.n_neighbors == 0  # they differ
+    for found, wanted in zip(batch.unbatch(), graphs, strict=True):
+        assert torch.equal(found.to_torch_csr().to_dense(), wanted.to_torch_csr().to_dense())
+    basis = lfm.spectral_basis(batch, n_basis=5)
+    for found, graph in zip(basis.unbatch(), graphs, strict=True):
+        wanted = lfm.spectral_basis(graph, n_basis=5)
+        torch.testing.assert_close(found.evals, wanted.evals, atol=1e-5, rtol=0)
+        assert found.evecs.shape == (20, 5)
+        assert found.n_components.dim() == 0
+    ragged = lfm.Graph.batch([*graphs, lfm.build_graph(torch.randn(9, 3), n_neighbors=2)])
+    assert ragged.offsets is not None
+    assert ragged.offsets.tolist() == [0, 20, 40, 60, 69]
+    assert len(ragged.unbatch()) == 4
+    with pytest.raises(ValueError, match="graphs must be one or more single graphs"):
+        lfm.Graph.batch([batch])
+    with pytest.raises(ValueError, match="one dtype and device"):
+        lfm.Graph.batch([graphs[0], graphs[1].to(torch.float64)])
+
+
 def test_a_ragged_graph_is_differentiable() -> None:
     x = torch.randn(25, 3, dtype=torch.float64, requires_grad=True)
     batch, functions = torch.tensor([0] * 10 + [1] * 15), torch.randn(25, 2, dtype=torch.float64)

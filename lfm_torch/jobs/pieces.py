@@ -26,18 +26,17 @@ from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.comparison import Failure
+from lfm_torch.jobs.bases import Found, bases_of, is_out_of_memory
 from lfm_torch.jobs.fingerprints import digest, library_digest
 from lfm_torch.jobs.store import DamagedPieceError
 from lfm_torch.jobs.tasks import Chance, Group, Pieces, Reduced, Reduction, Settings, Tiles
 from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.pairs import score_sides, shuffled_maps, shuffled_scores, stored
-from lfm_torch.pipeline import representation_basis
 from lfm_torch.similarity import Maps
 from lfm_torch.sources import SINGLE_LAYER, Source
 
 # columns of bases that one tile multiplies: large enough for a matrix product, small enough for the caches
 _TILE_COLUMNS = 1024
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass
@@ -135,13 +134,6 @@ def quiet_workers() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
-
-
 def reduce_checkpoint(job: Job, task: Reduction) -> tuple[list[Reduced], list[Failure]]:
     """Read one checkpoint and store basis and points of its layers; what fails is listed with its reason."""
     name = task.checkpoint
@@ -151,7 +143,7 @@ def reduce_checkpoint(job: Job, task: Reduction) -> tuple[list[Reduced], list[Fa
     except Exception as error:
         return [], [Failure(name, None, _checks.one_line(error))]
     layers = found if isinstance(found, Mapping) else {SINGLE_LAYER: found}
-    reduced: list[Reduced] = []
+    wanted: list[_Wanted] = []
     failed: list[Failure] = []
     n = task.n
     for place, (layer, x) in enumerate(layers.items()):
@@ -170,11 +162,28 @@ def reduce_checkpoint(job: Job, task: Reduction) -> tuple[list[Reduced], list[Fa
             # settings that do not fit the samples are the caller's mistake, not this checkpoint's
             job.settings.check_against(n)
         identity = f"{name}\0{layer}" if task.identities is None else task.identities[layer]
+        wanted.append(_Wanted(points, identity, layer, failing, place))
+    reduced: list[Reduced] = []
+    bases = bases_of([one.points for one in wanted], job.settings) if "basis" in job.settings.kinds else None
+    for one in wanted:
+        started = time.perf_counter()
+        basis = None if bases is None else next(bases)
         try:
-            reduced.append(_reduce(job, points, identity, name, layer, place))
+            reduced.append(_reduce(job, name, one, basis, time.perf_counter() - started))
         except (TypeError, ValueError, RuntimeError, MemoryError) as error:
-            failed.append(Failure(name, failing, _checks.one_line(error)))
+            failed.append(Failure(name, one.failing, _checks.one_line(error)))
     return reduced, failed
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A representation to reduce, and what a failure of it is called."""
+
+    points: Tensor
+    identity: str
+    layer: str
+    failing: str | None
+    place: int
 
 
 def _checked(x: object, n: int | None, device: str) -> Tensor:
@@ -188,19 +197,20 @@ def _checked(x: object, n: int | None, device: str) -> Tensor:
     return x
 
 
-def _reduce(job: Job, x: Tensor, identity: str, name: str, layer: str, place: int) -> Reduced:
-    settings = job.settings
-    keys = {kind: settings.key(kind, identity) for kind in settings.kinds}
-    reduced = Reduced(name, layer, place, len(x), _dtype_name(x), keys, {})
-    if "basis" in keys:
-        started = time.perf_counter()
-        basis, note = _basis_of(x, settings)
-        unconverged = int((~basis.converged).sum())
-        stats: dict[str, Any] = {"n_components": int(basis.n_components), "n_unconverged": unconverged, "note": note}
-        reduced = dataclasses.replace(reduced, dtype=_dtype_name(basis.evals), **stats)
-        info = {"kind": "basis", **reduced.info, "seconds": round(time.perf_counter() - started, 4)}
+def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: float) -> Reduced:
+    settings, x = job.settings, wanted.points
+    keys = {kind: settings.key(kind, wanted.identity) for kind in settings.kinds}
+    reduced = Reduced(name, wanted.layer, wanted.place, len(x), _dtype_name(x), keys, {})
+    if isinstance(basis, Exception):
+        raise basis
+    if basis is not None:
+        found, note = basis
+        unconverged = int((~found.converged).sum())
+        stats: dict[str, Any] = {"n_components": int(found.n_components), "n_unconverged": unconverged, "note": note}
+        reduced = dataclasses.replace(reduced, dtype=_dtype_name(found.evals), **stats)
+        info = {"kind": "basis", **reduced.info, "seconds": round(seconds, 4)}
         # transposed, [m, n]: the layout that the products of pairs read
-        tensors = {"evals": basis.evals, "evecs": basis.evecs.mT.contiguous()}
+        tensors = {"evals": found.evals, "evecs": found.evecs.mT.contiguous()}
         reduced.contents["basis"] = job.pieces.write(keys["basis"], tensors, info)
     points = Points(x)
     for name in settings.point_measures:
@@ -212,24 +222,6 @@ def _reduce(job: Job, x: Tensor, identity: str, name: str, layer: str, place: in
 
 def _dtype_name(x: Tensor) -> str:
     return str(torch.promote_types(x.dtype, torch.float32)).removeprefix("torch.")
-
-
-def _basis_of(x: Tensor, settings: Settings) -> tuple[Any, str]:
-    """Graph and basis; where the device has no room, on the CPU, and the note says so."""
-    options: dict[str, Any] = {
-        "n_neighbors": settings.n_neighbors,
-        "n_basis": settings.n_basis,
-        "metric": settings.metric,
-        "weights": settings.weights,
-    }
-    try:
-        return representation_basis(x, **options), ""
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or not x.is_cuda:
-            raise
-        note = f"out of memory on {x.device}: basis computed on the CPU"
-    torch.cuda.empty_cache()
-    return representation_basis(x.cpu(), **options).to(x.device), note
 
 
 def groups_of(reduced: Sequence[Reduced], kind: str, n_basis: int) -> list[Group]:

@@ -124,9 +124,10 @@ def _chart(comparison: Comparison, measure: str) -> dict[str, Any] | None:
     values: list[float] = [closest if math.isnan(chance) else chance, closest, *drawn[drawn.isfinite()].tolist()]
     span = max(values) - min(values)
     every = 0.1 if span <= 0.5 else 0.2 if span <= 1.2 else 0.5
-    # an axis has a length even where every value is the same (a single eigenvector, say)
-    low: float = math.floor(min(values) / every + 1e-9) * every
-    high: float = max(math.ceil(max(values) / every - 1e-9) * every, low + every)
+    # an axis has a length even where every value is the same (a single eigenvector, say); one that float32 rounds to
+    # just above 1 does not begin another step
+    low: float = math.floor(min(values) / every + 1e-5) * every
+    high: float = max(math.ceil(max(values) / every - 1e-5) * every, low + every)
 
     def y_of(value: float) -> float:
         return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - (value - low) / (high - low))
