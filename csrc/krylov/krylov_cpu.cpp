@@ -127,7 +127,7 @@ template <class Slabs, class Add>
 std::vector<double> summed(int64_t rows, int64_t size, const Slabs& slabs, const Add& add) {
   const int64_t pieces = (rows + kSlab - 1) / kSlab;
   std::vector<double> sums(static_cast<size_t>(pieces * size), 0.0);
-  slabs(pieces, [&](int64_t slab) { add(slab * kSlab, std::min(rows, (slab + 1) * kSlab), &sums[slab * size]); });
+  slabs(pieces, [&](int64_t slab) { add(slab * kSlab, std::min(rows, (slab + 1) * kSlab), sums.data() + slab * size); });
   for (int64_t slab = 1; slab < pieces; ++slab)
     for (int64_t k = 0; k < size; ++k) sums[k] += sums[slab * size + k];
   sums.resize(static_cast<size_t>(size));
@@ -170,7 +170,7 @@ void project(const Step<T>& s, const T* from, int64_t start, const Slabs& slabs)
       T* q = s.q + first * kBlock;
       if (q != from + first * kBlock) std::copy(from + first * kBlock, from + (first + rows) * kBlock, q);
       for (int64_t p = 0; p < count; ++p)
-        combine_rows(q, panels + (p * s.rows + first) * kBlock, &factors[p * kSize], rows, q);
+        combine_rows(q, panels + (p * s.rows + first) * kBlock, factors.data() + p * kSize, rows, q);
     }
   });
 }
