@@ -127,7 +127,8 @@ template <class Slabs, class Add>
 std::vector<double> summed(int64_t rows, int64_t size, const Slabs& slabs, const Add& add) {
   const int64_t pieces = (rows + kSlab - 1) / kSlab;
   std::vector<double> sums(static_cast<size_t>(pieces * size), 0.0);
-  slabs(pieces, [&](int64_t slab) { add(slab * kSlab, std::min(rows, (slab + 1) * kSlab), sums.data() + slab * size); });
+  slabs(pieces,
+        [&](int64_t slab) { add(slab * kSlab, std::min(rows, (slab + 1) * kSlab), sums.data() + slab * size); });
   for (int64_t slab = 1; slab < pieces; ++slab)
     for (int64_t k = 0; k < size; ++k) sums[k] += sums[slab * size + k];
   sums.resize(static_cast<size_t>(size));
