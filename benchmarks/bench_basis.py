@@ -78,7 +78,7 @@ def single(n: int, k: int, m: int, repeats: int) -> list[dict[str, Any]]:
         evals, evecs = found if isinstance(found, tuple) else (found.evals.numpy(), found.evecs.numpy())
         reference = wanted[0] if matrix is csr else lfm.spectral_basis(near, n_basis=m).evals.numpy()
         residuals[name] = check(matrix, evals, evecs, reference, 1.2 * TOL)
-    seconds = harness.interleaved(solvers, repeats)
+    seconds = harness.interleaved(solvers, repeats, calls=1)
     begin = time.perf_counter()
     evals, evecs = torch_lobpcg()
     peer = {"torch.lobpcg": [time.perf_counter() - begin]}
@@ -112,6 +112,7 @@ def batched(b: int, n: int, m: int, repeats: int) -> list[dict[str, Any]]:
             "loop of scipy eigsh, float32": lambda: [arpack(block, m) for block in blocks],
         },
         repeats,
+        calls=1,
     )
     ours = harness.median(seconds["lfm_torch (auto)"])
     return [

@@ -42,7 +42,7 @@ def rows_of(n: int, k: int, columns: int, repeats: int, device: torch.device) ->
     if device.type == "cpu":
         scipy, array = laplacian.to_scipy(), x.numpy()
         contenders["scipy CSR"] = lambda: scipy @ array
-    seconds = harness.interleaved(contenders, repeats)
+    seconds = harness.interleaved(contenders, repeats, calls=10)
     flops = 2 * laplacian.graph.col.numel() * columns
     return [
         {
@@ -66,7 +66,7 @@ def main() -> None:
     rows = []
     for n, k in [(1000, 20)] if args.quick else sizes:
         for columns in (64, 16, 8, 1):
-            rows += rows_of(n, k, columns, 3 * args.repeats, device)
+            rows += rows_of(n, k, columns, args.repeats, device)
     harness.write("laplacian", rows, args=args, packages=("scipy",))
 
 

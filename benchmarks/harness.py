@@ -20,22 +20,27 @@ RESULTS = Path(__file__).parent / "results"
 _PAUSE = 0.1
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int, *, calls: int = 0) -> dict[str, list[float]]:
     """Seconds of each contender, run in turns so that a busy machine slows all alike; the first turn is a warm-up.
 
     A pause before each lets the threads of the one before stop spinning: libraries with thread pools of their own
-    otherwise slow their successor.
+    otherwise slow their successor. What takes milliseconds only would then be lost in the time that processors take to
+    wake up: with ``calls`` each turn begins with one call that is not timed, and is the mean of so many after it.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats + 1):
         for name, run in contenders.items():
             synchronize()
             time.sleep(_PAUSE)
+            if calls:
+                run()
+                synchronize()
             start = time.perf_counter()
-            run()
+            for _ in range(max(calls, 1)):
+                run()
             synchronize()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - start) / max(calls, 1))
     return seconds
 
 

@@ -225,7 +225,7 @@ def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
 def _degree(window: Window, dtype: torch.dtype, n: int) -> int:
     """Degree of the polynomial: odd, so that eigenvalues above the window land on the unwanted side.
 
-    A growth of e^5 a block where the pairs end balances products against the work on the space; of e^9 in small graphs,
+    A growth of e^4.5 a block where the pairs end balances products against the work on the space; of e^9 in small graphs,
     where the Ritz problems weigh more. The lowest pairs must not drown the last ones in rounding.
     """
     # nearly nothing to damp, or an interval so short that rounding leaves it and is blown up
@@ -233,7 +233,7 @@ def _degree(window: Window, dtype: torch.dtype, n: int) -> int:
         return 1
     # a survey too short to tell the wanted end from the window says less than this
     wanted, lowest = max(window.place(window.wanted), 1.2), window.place(window.low)
-    degree = min(15, max(1, round((9 if n <= _SMALL else 5) / math.acosh(wanted)))) // 2 * 2 + 1
+    degree = min(15, max(1, round((9 if n <= _SMALL else 4.5) / math.acosh(wanted)))) // 2 * 2 + 1
     most = math.log(1e8 if dtype == torch.float64 else 100)
     while degree > 1 and degree * (math.acosh(max(lowest, wanted)) - math.acosh(wanted)) > most:
         degree -= 2
