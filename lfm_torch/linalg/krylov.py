@@ -225,8 +225,8 @@ def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
 def _degree(window: Window, dtype: torch.dtype, n: int) -> int:
     """Degree of the polynomial: odd, so that eigenvalues above the window land on the unwanted side.
 
-    A growth of e^4.5 a block where the pairs end balances products against the work on the space; of e^9 in small graphs,
-    where the Ritz problems weigh more. The lowest pairs must not drown the last ones in rounding.
+    A growth of e^4.5 a block where the pairs end balances products against the work on the space; of e^9 in small
+    graphs, where the Ritz problems weigh more. The lowest pairs must not drown the last ones in rounding.
     """
     # nearly nothing to damp, or an interval so short that rounding leaves it and is blown up
     if window.high - window.cut < max(0.1 * (window.high - window.low), 1e-3 * window.high):
