@@ -96,8 +96,10 @@ def test_interval_shrinks_with_samples_and_stays_in_range() -> None:
     assert narrow.stderr < wide.stderr
     x, _ = related()
     same = lfm.significance(x, x, measures=["heat", "procrustes"], n_permutations=2, n_splits=2, **SETTINGS)
-    assert same["heat"].high == 1
-    assert same["procrustes"].low == 0
+    assert same["heat"].high <= 1
+    assert same["heat"].high == pytest.approx(1, abs=1e-9)
+    assert same["procrustes"].low >= 0
+    assert same["procrustes"].low == pytest.approx(0, abs=1e-7)
     assert "z = " in str(same["heat"])
 
 
