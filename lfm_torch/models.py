@@ -26,7 +26,7 @@ def named_model(name: str) -> nn.Module:
     The weights are those the package has or downloads; only safetensors are taken for transformers.
 
     Raises:
-        ValueError: not of that form, or a name the package does not have.
+        ValueError: not of that form, a name the package does not have, or weights that it cannot read or download.
         ImportError: the package is missing.
     """
     origin, colon, rest = name.partition(":")
@@ -37,7 +37,9 @@ def named_model(name: str) -> nn.Module:
         model = _MAKERS[origin](rest)
     except ImportError as error:
         raise ImportError(f"{name!r} needs {origin}, which does not import: {_checks.one_line(error)}") from error
-    except (RuntimeError, KeyError, OSError) as error:
+    except OSError as error:  # no network, no such folder, an incomplete download
+        raise ValueError(f"{name!r} could not be loaded by {origin}: {_checks.one_line(error)}") from error
+    except (RuntimeError, KeyError) as error:
         raise ValueError(f"{name!r} must name a model of {origin}, got {_checks.one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name!r} must make a torch.nn.Module, got {type(model).__name__}")

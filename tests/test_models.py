@@ -94,6 +94,13 @@ def test_models_of_different_widths_are_compared_by_name(tmp_path: Path, monkeyp
     assert compare(source, store=tmp_path, **OPTIONS).matrix("heat").equal(comparison.matrix("heat"))
     with pytest.raises(ValueError, match=r"'timm:other' must name a model of timm, got RuntimeError: Unknown model"):
         named_model("timm:other")
+
+    def offline(name: str, pretrained: bool) -> nn.Module:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ValueError, match=r"'timm:net6' could not be loaded by timm: .*Name or service not known"):
+        named_model("timm:net6")
     with pytest.raises(ValueError, match="got 'tim'; did you mean 'timm'"):
         named_model("tim:net6")
     with pytest.raises(ValueError, match="origin:name"):
