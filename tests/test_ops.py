@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,20 @@ def test_kernel_agrees_with_twin(name: str, dtype: torch.dtype, device: torch.de
             torch.testing.assert_close(got, wanted, **TOLERANCES[dtype])
         count += 1
     assert count >= 3
+
+
+@pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
+def test_the_code_of_other_machines_agrees_as_well(level: str) -> None:
+    """The level is chosen once in a process. Where this machine lacks it the next lower one runs."""
+    if not ops.has_native_kernel("knn", torch.device("cpu")):
+        pytest.skip("no compiled kernels")
+    here = Path(__file__).parent
+    tests = [f"{here / 'test_ops.py'}::test_kernel_agrees_with_twin", str(here / "test_laplacian.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "twin or half_storage"]
+    environment = os.environ | {"LFM_TORCH_SIMD": level}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=here.parent)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert " passed" in result.stdout
 
 
 @pytest.mark.parametrize("name", list(OPERATORS))

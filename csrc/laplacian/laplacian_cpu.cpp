@@ -125,29 +125,27 @@ LFM_INLINE void rows_of(const Product<S, T>& p, const Panel& panel, int64_t begi
   }
 }
 
-// Calls rows_of with vectors of kLanes values, or of the smaller power of two that holds a narrow panel.
+// Calls rows_of for so many vectors, at most kVectors.
+template <class V, int kVectors, class S, class T>
+LFM_INLINE void rows_of_up_to(int vectors, const Product<S, T>& p, const Panel& panel, int64_t begin, int64_t end) {
+  if (vectors == kVectors) return rows_of<V, kVectors>(p, panel, begin, end);
+  if constexpr (kVectors > 1) rows_of_up_to<V, kVectors - 1>(vectors, p, panel, begin, end);
+}
+
+// One vector of the power of two that holds a narrow panel.
+template <int kLanes, class S, class T>
+LFM_INLINE void narrow_rows(const Product<S, T>& p, const Panel& panel, int64_t begin, int64_t end) {
+  if constexpr (kLanes > 2) {
+    if (panel.padded < kLanes) return narrow_rows<kLanes / 2>(p, panel, begin, end);
+  }
+  rows_of<simd::Vec<T, kLanes>, 1>(p, panel, begin, end);
+}
+
 template <int kLanes, class S, class T>
 LFM_INLINE void panel_rows(const Product<S, T>& p, const Panel& panel, int64_t begin, int64_t end) {
-  using V = simd::Vec<T, kLanes>;
   constexpr int kMost = static_cast<int>(kPanel<S>) / kLanes;
-  if constexpr (kLanes > 2) {
-    if (panel.padded < kLanes) return panel_rows<kLanes / 2>(p, panel, begin, end);
-  }
-  const int vectors = static_cast<int>(panel.padded / kLanes);
-  if (vectors == 1) return rows_of<V, 1>(p, panel, begin, end);
-  if constexpr (kMost >= 2) {
-    if (vectors == 2) return rows_of<V, 2>(p, panel, begin, end);
-  }
-  if constexpr (kMost >= 4) {
-    if (vectors == 3) return rows_of<V, 3>(p, panel, begin, end);
-    if (vectors == 4) return rows_of<V, 4>(p, panel, begin, end);
-  }
-  if constexpr (kMost >= 8) {
-    if (vectors == 5) return rows_of<V, 5>(p, panel, begin, end);
-    if (vectors == 6) return rows_of<V, 6>(p, panel, begin, end);
-    if (vectors == 7) return rows_of<V, 7>(p, panel, begin, end);
-    if (vectors == 8) return rows_of<V, 8>(p, panel, begin, end);
-  }
+  if (panel.padded < kLanes) return narrow_rows<kLanes>(p, panel, begin, end);
+  rows_of_up_to<simd::Vec<T, kLanes>, kMost>(static_cast<int>(panel.padded / kLanes), p, panel, begin, end);
 }
 
 template <int kBytes, class P>
