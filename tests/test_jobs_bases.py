@@ -70,3 +70,17 @@ def test_an_error_of_another_kind_stays_with_its_layer(monkeypatch: pytest.Monke
     monkeypatch.setattr(bases, "graph_basis", broken)
     found = list(bases_of(layers(), SETTINGS, room=1 << 30))
     assert [isinstance(one, Exception) for one in found] == [False, False, True, False, False]
+
+
+def test_a_graph_without_room_is_tried_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = bases.representation_graph, []
+
+    def once(x: torch.Tensor, **options: object) -> object:
+        calls.append(x)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
+        return whole(x, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bases, "representation_graph", once)
+    found = list(bases_of(layers(), SETTINGS, room=1 << 30))
+    assert [isinstance(one, Exception) for one in found] == [False, False, True, False, False]

@@ -91,8 +91,11 @@ def _together(waiting: Sequence[tuple[Tensor, Graph | Exception]], settings: Set
             yield from _together(part, settings)
         return
     parts = iter(basis.unbatch())
-    for _, graph in waiting:
-        yield graph if isinstance(graph, Exception) else (next(parts), "")
+    for x, graph in waiting:
+        if isinstance(graph, Exception):  # what had no room beside the others may have it alone, or on the CPU
+            yield _alone(x, settings) if is_out_of_memory(graph) else graph
+        else:
+            yield next(parts), ""
 
 
 def _alone(x: Tensor, settings: Settings) -> Found:
