@@ -146,6 +146,13 @@ LFM_INLINE int store_lanes(V v, unsigned bits, T* out) {
   return count;
 }
 
+// The lanes of a and b that `indices` name, counted through both.
+#if defined(__clang__) || __GNUC__ >= 12
+#define LFM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LFM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, decltype(a){__VA_ARGS__})
+#endif
+
 // Lanes of one vector register, in elements of T.
 template <class T, int kBytes>
 inline constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));

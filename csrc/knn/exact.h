@@ -133,11 +133,6 @@ T sort_value(Metric metric, double value) {
   }
 }
 
-// Part of a point set.
-struct Range {
-  int64_t first, count, panels;
-};
-
 // The candidates of a block of rows, in the order of the blocks of columns: a tile of pairs is evaluated while its
 // points are in the cache.
 template <class T>

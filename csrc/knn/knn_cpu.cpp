@@ -1,7 +1,8 @@
 // Exact k nearest neighbours on the CPU, in three steps:
 //   filter    16-bit integer products of packed points (points.h) bound every distance from both sides; columns whose
-//             lower bound passes a limit of the row are kept (filter.h, select.h). A set searched in itself is
-//             symmetric: each tile of the distance matrix is computed once and feeds its rows and its columns.
+//             lower bound passes a limit of the row are kept (filter.h, select.h), where it pays after a first look
+//             in 8 bits (refine.h). A set searched in itself is symmetric: each tile of the distance matrix is computed
+//             once and feeds its rows and its columns.
 //   exact     float64 differences of the original values for what was kept, sorted by (rounded value, index) (exact.h)
 //   again     rows whose limit turned out too low, or whose candidates did not fit, without guessing: rare, or points
 //             so close together that the bounds cannot tell them apart.
@@ -13,10 +14,10 @@
 
 #include "checks.h"
 #include "knn/exact.h"
-#include "knn/filter.h"
 #include "knn/knn.h"
 #include "knn/points.h"
 #include "knn/select.h"
+#include "knn/tile.h"
 #include "memory.h"
 #include "parallel.h"
 
@@ -28,56 +29,8 @@ using namespace knn;
 constexpr int64_t kBlockBytes = 256 << 10;  // packed points of a block: two blocks fit in the second-level cache
 constexpr int64_t kMostRows = 192;          // of a block
 constexpr int64_t kAgainBytes = 64 << 20;   // lists of the rows that are searched again together
-constexpr int64_t kNoDiagonal = INT64_MIN / 2;
-constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-// Hits of a tile, in memory that is touched only as far as it is used.
-struct HitBuffer {
-  std::unique_ptr<int32_t[]> where;
-  std::unique_ptr<float[]> lower;
-  void resize(int64_t pairs) {
-    where.reset(new int32_t[pairs + 16]);
-    lower.reset(new float[pairs + 16]);
-  }
-  Hits empty() const { return {where.get(), lower.get(), 0}; }
-};
-
-// What a thread needs to work on a tile.
-struct Workspace {
-  HitBuffer row_hits, column_hits;
-  std::vector<float> row_limit, column_limit;
-  std::vector<int32_t> sums;
-  CandidateLists lists;
-  int64_t room = 0;
-  void fit(int64_t rows, int64_t columns) {
-    row_limit.assign(rows, kNever);
-    column_limit.assign(columns, kNever);
-    sums.resize(rows * panel_width());
-    if (rows * columns <= room) return;
-    room = rows * columns;
-    row_hits.resize(room);
-    column_hits.resize(room);
-  }
-};
-
-class Workspaces {
- public:
-  std::unique_ptr<Workspace> take() {
-    const std::lock_guard<std::mutex> hold(mutex_);
-    if (free_.empty()) return std::make_unique<Workspace>();
-    auto workspace = std::move(free_.back());
-    free_.pop_back();
-    return workspace;
-  }
-  void give(std::unique_ptr<Workspace> workspace) {
-    const std::lock_guard<std::mutex> hold(mutex_);
-    free_.push_back(std::move(workspace));
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
-};
+constexpr int64_t kBlocksPerStep = 16;      // a block takes a step at a time for each so many there are,
+constexpr int64_t kMostSteps = 4;           // up to this
 
 int64_t list_capacity(int64_t k) {
   return k + k / 2 + static_cast<int64_t>(10 * std::sqrt(static_cast<double>(k))) + 64;
@@ -89,14 +42,16 @@ class Search {
   explicit Search(const Problem<T>& problem) : p_(problem), width_(panel_width()) {}
 
   void run(int64_t memory_budget) {
-    prepare<T>(p_.x, p_.n, p_.self ? nullptr : p_.y, p_.m, p_.d, p_.metric, rows_, own_columns_, units_);
+    const int64_t lists = p_.self ? p_.n * list_capacity(p_.k) * static_cast<int64_t>(sizeof(Candidate)) : 0;
+    const auto fits = [&](int64_t packed) { return memory_budget <= 0 || packed + lists <= memory_budget; };
+    // (of a set in itself only with the lists: tiles on the diagonal are not for two steps)
+    const bool look = first_look_pays(p_.n, p_.m, p_.d, p_.k) && fits((p_.self ? p_.n : p_.n + p_.m) * (5 * p_.d + 64));
+    prepare<T>(p_.x, p_.n, p_.self ? nullptr : p_.y, p_.m, p_.d, p_.metric, look, rows_, own_columns_, units_);
     // small blocks for small sets: nothing is known of the limits in the first tile of a row
     const int64_t most = std::min({kMostRows, std::max(p_.m / 10, p_.k / 2), kBlockBytes / (4 * rows_.pairs)});
     block_ = std::max<int64_t>(1, most / width_) * width_;
     if (units_.filterable) {
-      const int64_t lists = p_.n * list_capacity(p_.k) * static_cast<int64_t>(sizeof(Candidate));
-      const bool fits = memory_budget <= 0 || packed_bytes() + lists <= memory_budget;
-      p_.self&& fits ? search_symmetric() : search_by_rows();
+      p_.self&& fits(packed_bytes()) ? search_symmetric() : search_by_rows();
     } else {
       for (int64_t position = 0; position < p_.n; ++position) again_.push_back(static_cast<int32_t>(position));
     }
@@ -106,9 +61,7 @@ class Search {
  private:
   const Points& columns() const { return p_.self ? rows_ : own_columns_; }
 
-  int64_t packed_bytes() const {
-    return static_cast<int64_t>((rows_.panel.size() + own_columns_.panel.size()) * sizeof(int16_t));
-  }
+  int64_t packed_bytes() const { return rows_.packed_bytes() + own_columns_.packed_bytes(); }
 
   CandidateLists::Gap gap() const {
     const double norm = units_.integer_norm;
@@ -122,44 +75,6 @@ class Search {
     return {first, count, (count + width - 1) / width};
   }
   int64_t blocks(const Points& points) const { return (points.count + block_ - 1) / block_; }
-
-  struct TileHits {
-    Hits rows, columns;
-  };
-
-  // The limits are those in the workspace.
-  TileHits filter_tile(const int16_t* row_panels, const float* row_unit, const float* row_lower, int64_t panels,
-                       const Range& right, int64_t diagonal, bool symmetric, Workspace& w) const {
-    const Points& columns = this->columns();
-    Strip strip{};
-    strip.rows = row_panels;
-    strip.row_panels = panels;
-    strip.pairs = columns.pairs;
-    strip.error = units_.error;
-    strip.row_unit = row_unit;
-    strip.row_lower = row_lower;
-    strip.row_limit = w.row_limit.data();
-    strip.sums = w.sums.data();
-    strip.row_hits = w.row_hits.empty();
-    strip.column_hits = w.column_hits.empty();
-    for (int64_t panel = 0; panel < right.panels; ++panel) {
-      const int64_t offset = panel * width_, first = right.first + offset;
-      strip.columns = columns.panel.data() + first * columns.pairs * 2;
-      strip.column_unit = columns.unit.data() + first;
-      strip.column_lower = columns.lower.data() + first;
-      strip.column_limit = symmetric ? w.column_limit.data() + offset : nullptr;
-      strip.column_offset = offset;
-      strip.diagonal = diagonal - offset;
-      filter_strip(strip);
-    }
-    return {strip.row_hits, strip.column_hits};
-  }
-
-  TileHits filter_tile(const Range& left, const Range& right, bool symmetric, Workspace& w) const {
-    const int64_t diagonal = p_.self ? left.first - right.first : kNoDiagonal;
-    return filter_tile(rows_.panel.data() + left.first * rows_.pairs * 2, rows_.unit.data() + left.first,
-                       rows_.lower.data() + left.first, left.panels, right, diagonal, symmetric, w);
-  }
 
   struct Block {
     Range range;
@@ -175,13 +90,15 @@ class Search {
       parts[b].lists.reset(parts[b].range.count, list_capacity(p_.k), p_.k, p_.n, gap(),
                            rows_.unit.data() + parts[b].range.first);
     });
-    // step s visits the tiles (I, I + s), around the circle: after each step all rows have seen as many columns. Half
-    // way round an even circle the tiles come twice.
-    const int64_t steps = count / 2 + 1, half_turn = count % 2 == 0 ? count / 2 : 0;
-    const int64_t tiles = half_turn ? (steps - 1) * count + half_turn : steps * count;
-    parallel_tasks(tiles, [&](int64_t tile) {
-      const int64_t step = tile / count, i = tile % count, j = (i + step) % count;
-      symmetric_tile(parts[i], parts[j]);
+    // step s visits the tiles (I, I + s), around the circle: after each step all rows have seen as many columns. Of
+    // large sets each block takes a few steps in a row, while its points are in the cache.
+    parallel_tasks(count, [&](int64_t b) { own_tile(parts[b]); });
+    const int64_t together = std::clamp<int64_t>(count / kBlocksPerStep, 1, kMostSteps), steps = count / 2;
+    parallel_tasks((steps + together - 1) / together * count, [&](int64_t task) {
+      const int64_t i = task % count, first = 1 + task / count * together;
+      for (int64_t step = first; step < first + together && step <= steps; ++step)
+        if (2 * step < count || 2 * i < count)  // half way round an even circle the tiles come twice
+          symmetric_tile(parts[i], parts[(i + step) % count]);
     });
     std::vector<KeptBlock<T>> kept(count);
     parallel_tasks(count, [&](int64_t b) {
@@ -232,14 +149,9 @@ class Search {
     auto workspace = workspaces_.take();
     Workspace& w = *workspace;
     w.fit(block_, block_);
-    if (&left == &right) {
-      own_tile(left, w);
-      workspaces_.give(std::move(workspace));
-      return;
-    }
     copy_limits(left, w.row_limit);
     copy_limits(right, w.column_limit);
-    const TileHits hits = filter_tile(left.range, right.range, true, w);
+    const TileHits hits = filter_.in_two_steps(left.range, right.range, true, w);
     const auto first_column = static_cast<int32_t>(right.range.first);
     const auto first_row = static_cast<int32_t>(left.range.first);
     {
@@ -258,15 +170,18 @@ class Search {
   }
 
   // The first tile of all rows of a block, against themselves: nothing is known of the limits before its first panel.
-  void own_tile(Block& block, Workspace& w) {
-    const std::lock_guard<std::mutex> hold(block.mutex);
+  void own_tile(Block& block) {
+    auto workspace = workspaces_.take();
+    Workspace& w = *workspace;
+    w.fit(block_, block_);
     for (int64_t panel = 0; panel < block.range.panels; ++panel) {
       const int64_t first = block.range.first + panel * width_;
       const Range columns{first, std::min(width_, block.range.first + block.range.count - first), 1};
       std::copy_n(block.lists.limits(), block.range.count, w.row_limit.begin());
-      append(block.lists, filter_tile(block.range, columns, false, w).rows, static_cast<int32_t>(first));
+      append(block.lists, filter_.in_one_step(block.range, columns, false, w).rows, static_cast<int32_t>(first));
       block.lists.saw(columns.count);
     }
+    workspaces_.give(std::move(workspace));
   }
 
   static void append(CandidateLists& lists, const Hits& found, int32_t first_column) {
@@ -289,7 +204,9 @@ class Search {
         const Range right = range(columns(), c, block_, width_);
         w.fit(block_, block_);
         std::copy_n(w.lists.limits(), left.count, w.row_limit.begin());
-        append(w.lists, filter_tile(left, right, false, w).rows, static_cast<int32_t>(right.first));
+        const TileHits hits =
+            c == 0 ? filter_.in_one_step(left, right, false, w) : filter_.in_two_steps(left, right, false, w);
+        append(w.lists, hits.rows, static_cast<int32_t>(right.first));
         w.lists.saw(right.count);
       }
       KeptBlock<T> kept;
@@ -335,17 +252,17 @@ class Search {
 
   void filter_again(const int32_t* positions, int64_t count, const std::vector<float>& unit,
                     const std::vector<float>& lower, Workspace& w) const {
-    std::vector<int16_t> panel(rows_.pairs * width_ * 2, 0);
+    std::vector<int32_t> panel(rows_.pairs * width_, 0);
     for (int64_t row = 0; row < count; ++row) {
       const int64_t from = positions[row] / width_ * rows_.pairs * width_ + positions[row] % width_;
-      for (int64_t pair = 0; pair < rows_.pairs; ++pair)
-        std::copy_n(rows_.panel.data() + (from + pair * width_) * 2, 2, panel.data() + (pair * width_ + row) * 2);
+      for (int64_t pair = 0; pair < rows_.pairs; ++pair) panel[pair * width_ + row] = rows_.panel[from + pair * width_];
     }
     for (int64_t c = 0; c < blocks(columns()); ++c) {
       const Range right = range(columns(), c, block_, width_);
       w.fit(block_, block_);
       std::copy_n(w.lists.limits(), count, w.row_limit.begin());
-      const Hits found = filter_tile(panel.data(), unit.data(), lower.data(), 1, right, kNoDiagonal, false, w).rows;
+      const RowPanels rows{panel.data(), unit.data(), lower.data(), 1};
+      const Hits found = filter_.in_one_step(rows, right, kNoDiagonal, false, w).rows;
       for (int64_t h = 0; h < found.count; ++h) {
         const int64_t row = found.where[h] & 0xFFFF;
         const auto column = static_cast<int32_t>(right.first) + (found.where[h] >> 16);
@@ -359,6 +276,7 @@ class Search {
   int64_t block_ = 0;
   Points rows_, own_columns_;  // own_columns_ is empty when a set is searched in itself
   Units units_;
+  TileFilter filter_{rows_, columns(), units_, p_.self};
   Workspaces workspaces_;
   std::mutex again_mutex_;
   std::vector<int32_t> again_;  // positions of the rows to be searched again

@@ -14,10 +14,15 @@
 // not round to the same number in the output: rounding in the filter is below 22 u (h_i + h_j), since
 // s_i s_j |<a_i, a_j>| <= 2.1 |q_i| |q_j|; for inner products E has 64 u N^2 in reserve instead. `slack` covers what is
 // absolute: float64 rounding of the shift, results that are denormal, points dropped because they are far too small.
+//
+// A first look takes integers of 8 bits, made from those of 16: q = u (b + r), |b| at most 127, |q / u| at most a norm
+// N' near that of most points at full range, and the same bounds with E' = R' (2 N' + R'). They are 30 times wider, but
+// the products come at twice the rate; what passes is multiplied again in 16 bits, pair by pair (refine.h).
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -54,14 +59,35 @@ inline int64_t panel_width() {
   }
 }
 
+// A cache line of a point's integers of 16 bits.
+struct alignas(64) Features {
+  int16_t value[32];
+};
+
+// The integers of 8 bits.
+struct FirstLook {
+  int64_t quads = 0;           // fours of features, the last padded with 0
+  std::vector<int32_t> panel;  // [panels][quads][width]
+  std::vector<float> unit;     // u
+  std::vector<int32_t> start;  // -128 sum b: the columns of a product count from 0 to 255
+};
+
 // One point set. Positions scatter the points, so that the first columns a row meets are a fair sample of all of them.
 struct Points {
   int64_t count = 0, panels = 0, pairs = 0;  // pairs of features, the last padded with 0
   std::vector<int32_t> point;                // of each position
-  std::vector<int16_t> panel;                // [panels][pairs][width][2]
+  std::vector<int32_t> panel;                // [panels][pairs][width]
+  FirstLook look;                            // empty where the search takes none
+  int64_t line_size = 0;                     // then also the 16-bit integers point by point, padded with 0
+  std::vector<Features> lines;               // [count][line_size]
   std::vector<float> unit, lower;            // s and g at each position; g of padding is infinite and never passes
   std::vector<double> scale;                 // of each point: 1, or 1 / |x| for the angular metrics
   std::vector<double> square, largest;       // of each shifted point: |q|^2 and max |q|, before the common factor
+
+  const Features* line(int64_t position) const { return lines.data() + position * line_size; }
+  int64_t packed_bytes() const {
+    return static_cast<int64_t>((panel.size() + look.panel.size()) * sizeof(int32_t) + lines.size() * sizeof(Features));
+  }
 };
 
 // What the points of one search have in common.
@@ -71,6 +97,8 @@ struct Units {
   double slack = 0;
   double integer_norm = 0;  // N
   int32_t error = 0;        // E
+  double look_norm = 0;     // N', 0 where there is no first look
+  int32_t look_error = 0;   // E'
   bool filterable = true;   // false where the slack would swallow every distance: then all pairs are evaluated
 };
 
@@ -244,42 +272,153 @@ LFM_INLINE void quantize_body(Quantize<T>& p) {
 }
 LFM_SIMD_DISPATCH(template <class T>, void, quantize, (Quantize<T> & p), (p))
 
-// Returns the largest residual |r|.
+struct Coarsen {
+  const int16_t* from;
+  int64_t size;
+  float factor;  // s / u
+  int8_t* to;
+  float residual;  // |s a / u - b|^2
+  int32_t sum;     // of b
+};
+
+template <int kBytes>
+LFM_INLINE void coarsen_body(Coarsen& p) {
+  constexpr int kLanes = simd::kLanes<float, kBytes>;
+  using V = simd::Vec<float, kLanes>;
+  using In = simd::Vec<int16_t, kLanes>;
+  using I = simd::Vec<int32_t, kLanes>;
+  using Out = simd::Vec<int8_t, kLanes>;
+  constexpr float kMagic = 0x1.8p23f;  // adding it rounds to an integer
+  V residual = {};
+  I sum = {};
+  int64_t c = 0;
+  for (; c + kLanes <= p.size; c += kLanes) {
+    const V q = __builtin_convertvector(simd::load<In>(p.from + c), V) * p.factor;
+    const V whole = simd::rounded(q + kMagic) - kMagic;
+    const I b = __builtin_convertvector(whole, I);
+    residual += (q - whole) * (q - whole);
+    sum += b;
+    simd::store(p.to + c, __builtin_convertvector(b, Out));
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    p.residual += residual[lane];
+    p.sum += sum[lane];
+  }
+  for (; c < p.size; ++c) {
+    const float q = p.from[c] * p.factor, whole = std::nearbyint(q);
+    p.residual += (q - whole) * (q - whole);
+    p.sum += static_cast<int32_t>(whole);
+    p.to[c] = static_cast<int8_t>(whole);
+  }
+}
+LFM_SIMD_DISPATCH(, inline void, coarsen, (Coarsen & p), (p))
+
+// Residuals |r| and |r'|, at most.
+struct Residuals {
+  double fine = 0, look = 0;
+  void include(const Residuals& other) {
+    fine = std::max(fine, other.fine);
+    look = std::max(look, other.look);
+  }
+};
+
+// Fills panels with the integers of the points.
 template <class T>
-double fill_panels(const T* x, int64_t d, const Units& units, double factor, Metric metric, Points& out) {
-  const int64_t width = panel_width(), padded = out.panels * width;
-  out.panel.resize(out.panels * out.pairs * width * 2);
-  out.unit.resize(padded);
-  out.lower.resize(padded);
-  std::vector<double> worst(out.panels, 0.0);
-  parallel_tasks(out.panels, [&](int64_t p) {
-    std::vector<int16_t> row(2 * out.pairs);
-    int16_t* panel = out.panel.data() + p * out.pairs * width * 2;
-    for (int64_t lane = 0; lane < width; ++lane) {
-      const int64_t position = p * width + lane;
-      std::fill(row.begin(), row.end(), int16_t{0});
-      float unit = 0, lower = std::numeric_limits<float>::infinity();
-      if (position < out.count) {
-        const int64_t i = out.point[position];
-        const double half = out.square[i] * factor * factor / 2, reach = out.largest[i] * factor;
-        const double wanted = std::max(std::sqrt(2 * half) / units.integer_norm, reach / 32767);
-        lower = static_cast<float>(half * (metric == Metric::inner_product ? 0 : 1 - 0x1p-19) - units.slack / 2);
-        if (wanted >= 0x1p-120 && std::isfinite(wanted)) {
-          unit = static_cast<float>(wanted * (1 + 0x1p-22));
-          Quantize<T> q{x + i * d, units.centre.data(), out.scale[i], factor / unit, d, row.data(), 0};
-          quantize(q);
-          worst[p] = std::max(worst[p], q.residual);
-        }
+class PanelFiller {
+ public:
+  PanelFiller(const T* x, int64_t d, const Units& units, double factor, Metric metric, Points& out)
+      : x_(x), d_(d), units_(units), factor_(factor), metric_(metric), out_(out) {}
+
+  Residuals fill() {
+    const int64_t width = panel_width(), padded = out_.panels * width;
+    out_.panel.resize(padded * out_.pairs);
+    out_.unit.resize(padded);
+    out_.lower.resize(padded);
+    if (units_.look_norm > 0) {
+      out_.line_size = (d_ + 31) / 32;
+      out_.lines.resize(out_.count * out_.line_size);
+      out_.look.quads = (d_ + 3) / 4;
+      out_.look.panel.resize(padded * out_.look.quads);
+      out_.look.unit.assign(padded, 0.0f);
+      out_.look.start.assign(padded, 0);
+    }
+    std::vector<Residuals> worst(out_.panels);
+    parallel_tasks(out_.panels, [&](int64_t p) {
+      std::vector<int16_t> row((d_ + 31) / 32 * 32);
+      std::vector<int8_t> look(row.size());
+      for (int64_t lane = 0; lane < width; ++lane) {
+        std::fill(row.begin(), row.end(), int16_t{0});
+        std::fill(look.begin(), look.end(), int8_t{0});
+        fill_point(p * width + lane, row, look, worst[p]);
+        scatter_lanes(row.data(), out_.pairs, out_.panel.data() + p * out_.pairs * width + lane, width);
+        if (units_.look_norm > 0)
+          scatter_lanes(look.data(), out_.look.quads, out_.look.panel.data() + p * out_.look.quads * width + lane,
+                        width);
       }
-      out.unit[position] = unit;
-      out.lower[position] = lower;
-      for (int64_t pair = 0; pair < out.pairs; ++pair) {
-        panel[(pair * width + lane) * 2] = row[2 * pair];
-        panel[(pair * width + lane) * 2 + 1] = row[2 * pair + 1];
+    });
+    Residuals all;
+    for (const Residuals& one : worst) all.include(one);
+    return all;
+  }
+
+ private:
+  template <class Integer>
+  static void scatter_lanes(const Integer* from, int64_t depth, int32_t* to, int64_t width) {
+    for (int64_t c = 0; c < depth; ++c)
+      std::memcpy(to + c * width, from + c * (sizeof(int32_t) / sizeof(Integer)), sizeof(int32_t));
+  }
+
+  void fill_point(int64_t position, std::vector<int16_t>& row, std::vector<int8_t>& look, Residuals& worst) {
+    out_.unit[position] = 0;
+    out_.lower[position] = std::numeric_limits<float>::infinity();
+    if (position >= out_.count) return;
+    const int64_t i = out_.point[position];
+    const double half = out_.square[i] * factor_ * factor_ / 2, reach = out_.largest[i] * factor_;
+    const double norm = std::sqrt(2 * half), wanted = std::max(norm / units_.integer_norm, reach / 32767);
+    out_.lower[position] =
+        static_cast<float>(half * (metric_ == Metric::inner_product ? 0 : 1 - 0x1p-19) - units_.slack / 2);
+    if (wanted >= 0x1p-120 && std::isfinite(wanted)) {
+      const auto unit = static_cast<float>(wanted * (1 + 0x1p-22));
+      out_.unit[position] = unit;
+      Quantize<T> q{x_ + i * d_, units_.centre.data(), out_.scale[i], factor_ / unit, d_, row.data(), 0};
+      quantize(q);
+      worst.fine = std::max(worst.fine, std::sqrt(q.residual));
+      if (units_.look_norm > 0) {
+        const double coarse = std::max(norm / units_.look_norm, reach / 127);
+        look_at(position, static_cast<float>(coarse * (1 + 0x1p-22)), std::sqrt(q.residual), row, look, worst);
       }
     }
-  });
-  return std::sqrt(*std::max_element(worst.begin(), worst.end()));
+    if (units_.look_norm > 0)
+      std::memcpy(&out_.lines[position * out_.line_size], row.data(), row.size() * sizeof(int16_t));
+  }
+
+  void look_at(int64_t position, float unit, double residual, const std::vector<int16_t>& row,
+               std::vector<int8_t>& look, Residuals& worst) {
+    const float ratio = out_.unit[position] / unit;
+    Coarsen c{row.data(), d_, ratio, look.data(), 0, 0};
+    coarsen(c);
+    out_.look.unit[position] = unit;
+    out_.look.start[position] = -128 * c.sum;
+    // float32 rounding of the terms, of their sum, and of each product with the ratio
+    const double rounding = std::sqrt(static_cast<double>(d_)) * 0x1p-15;
+    worst.look =
+        std::max(worst.look, std::sqrt(static_cast<double>(c.residual)) * (1 + 0x1p-9) + rounding + residual * ratio);
+  }
+
+  const T* x_;
+  const int64_t d_;
+  const Units& units_;
+  const double factor_;
+  const Metric metric_;
+  Points& out_;
+};
+
+// N': the norm of the points in units of their largest feature over 127, on average.
+inline double mean_look_norm(const Points& points) {
+  double sum = 0;
+  for (int64_t i = 0; i < points.count; ++i)
+    sum += points.largest[i] > 0 ? 127 * std::sqrt(points.square[i]) / points.largest[i] : 127;
+  return sum / static_cast<double>(points.count);
 }
 
 // A step near the golden ratio, prime to the count: any run of positions is spread evenly over the points.
@@ -302,8 +441,8 @@ inline void set_size(Points& points, int64_t count, int64_t d) {
 
 // Prepares a search of x in y, or in itself where y is null.
 template <class T>
-void prepare(const T* x, int64_t n, const T* y, int64_t m, int64_t d, Metric metric, Points& rows, Points& columns,
-             Units& units) {
+void prepare(const T* x, int64_t n, const T* y, int64_t m, int64_t d, Metric metric, bool first_look, Points& rows,
+             Points& columns, Units& units) {
   units.centre.assign(d, 0.0);
   set_size(rows, n, d);
   find_scales(x, d, metric, rows);
@@ -316,10 +455,14 @@ void prepare(const T* x, int64_t n, const T* y, int64_t m, int64_t d, Metric met
   const Extent column_extent = y ? measure_points(y, d, units.centre, columns) : row_extent;
   set_units<T>(metric, d, row_extent, column_extent, units);
   if (!units.filterable) return;
-  double residual = fill_panels(x, d, units, units.row, metric, rows);
-  if (y) residual = std::max(residual, fill_panels(y, d, units, units.column, metric, columns));
-  const double norm = units.integer_norm, bound = residual * (1 + 0x1p-20) + 0x1p-20;
+  if (first_look) units.look_norm = mean_look_norm(y ? columns : rows);
+  Residuals residuals = PanelFiller<T>(x, d, units, units.row, metric, rows).fill();
+  if (y) residuals.include(PanelFiller<T>(y, d, units, units.column, metric, columns).fill());
+  const double norm = units.integer_norm, bound = residuals.fine * (1 + 0x1p-20) + 0x1p-20;
   units.error = static_cast<int32_t>(std::ceil(bound * (2 * norm + bound) + 0x1p-18 * norm * norm)) + 1;
+  // a point of few large features has less than N': the share of E' is for the rounding of its products
+  const double look = units.look_norm, wide = residuals.look * (2 * look + residuals.look);
+  units.look_error = static_cast<int32_t>(std::ceil(wide * (1 + 0x1p-16) + 0x1p-18 * look * look)) + 1;
 }
 
 }  // namespace lfm::knn
