@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.checkpoints import Checkpoint, Checkpoints, in_order, parse_name
+from lfm_torch.checkpoint_files import Checkpoint, in_order, parse_name
+from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.comparison import Comparison, Failure, Item
 from lfm_torch.graph import Weights, build_graph
 from lfm_torch.jobs import memory

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files
-from lfm_torch.checkpoints import Checkpoint
+from lfm_torch.checkpoint_files import Checkpoint
 from lfm_torch.measures import MEASURES
 
 if TYPE_CHECKING:

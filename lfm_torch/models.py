@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lfm_torch import _checks
 from lfm_torch.arrays import ARRAY_SUFFIXES, check_file, read_tensors
-from lfm_torch.checkpoints import Checkpoint, find_checkpoints
+from lfm_torch.checkpoint_files import Checkpoint, find_checkpoints
 from lfm_torch.jobs.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest, value_digest
 from lfm_torch.representation import Pooling, activations, as_batches, move_model, resolve_layers
 from lfm_torch.sources import SINGLE_LAYER, Source

@@ -12,7 +12,7 @@ from torch import Tensor
 from lfm_torch.jobs.fingerprints import DigestOf, digest, value_digest
 
 if TYPE_CHECKING:
-    from lfm_torch.checkpoints import Checkpoint
+    from lfm_torch.checkpoint_files import Checkpoint
 
 SINGLE_LAYER = "representation"
 

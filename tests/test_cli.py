@@ -92,7 +92,7 @@ def test_a_directory_that_cannot_be_written_to_is_said_before_the_work(
         raise PermissionError(13, "Permission denied", str(dir))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("lfm_torch.cli.commands.compare", None)
+    monkeypatch.setattr("lfm_torch.cli.compare.compare", None)
     assert main([*COMPARE, "--out", "out"]) == 1
     assert "--out must be a place that can be written to, got 'out': Permission denied" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import linkage as scipy_linkage
 from scipy.spatial.distance import pdist, squareform
 
 from lfm_torch import LFMWarning
-from lfm_torch.checkpoints import Checkpoint
+from lfm_torch.checkpoint_files import Checkpoint
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison, Item
 from lfm_torch.report.html import render

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lfm_torch.checkpoints import Checkpoints, find_checkpoints
+from lfm_torch.checkpoint_files import find_checkpoints
+from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.jobs.plan import plan
 from lfm_torch.jobs.store import Store
