@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #define LFM_INLINE inline __attribute__((always_inline))
 
@@ -80,6 +81,14 @@ LFM_INLINE void store(T* p, V v) {
 
 template <class V, class T>
 LFM_INLINE V broadcast(T value) {
+#if defined(__x86_64__)
+  // GCC fills 64-bit lanes one by one
+  if constexpr (sizeof(V) == 64 && std::is_same_v<T, uint64_t>) {
+    V v;
+    asm("vpbroadcastq %1, %0" : "=v"(v) : "r"(value));
+    return v;
+  }
+#endif
   return V{} + value;
 }
 

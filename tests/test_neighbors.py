@@ -44,6 +44,12 @@ def test_knn_in_itself(n: int, d: int, k: int, dtype: torch.dtype, metric: str) 
     assert_neighbors(lfm.knn(x, n_neighbors=k, metric=metric), x, None, metric)
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 8, 9, 60, 63, 64, 65])
+def test_knn_of_few_candidates_with_ties(k: int) -> None:
+    x = torch.randint(0, 3, (66, 4)).float()
+    assert_neighbors(lfm.knn(x, n_neighbors=k), x, None, "euclidean")
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_knn_between_two_sets(metric: str) -> None:
     x, y = torch.randn(150, 20), torch.randn(2500, 20)

@@ -121,9 +121,7 @@ LFM_INLINE void strip_body(Strip& t) {
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        int32_t features;
-        std::memcpy(&features, a + r, sizeof(features));
-        const I row = simd::broadcast<I>(features);
+        const I row = simd::broadcast<I>(simd::load<int32_t>(a + r));
 #pragma GCC unroll 3
         for (int v = 0; v < kPanelVectors; ++v) add_products<kBytes, kProducts>(acc[r][v], row, column[v]);
       }

@@ -134,7 +134,8 @@ void find_centre(const T* x, int64_t d, const Points& points, std::vector<double
   const int64_t samples = std::min(points.count, kSamples);
   for (int64_t s = 0; s < samples; ++s) {
     const int64_t i = s * points.count / samples;
-    for (int64_t c = 0; c < d; ++c) centre[c] += x[i * d + c] * points.scale[i] / static_cast<double>(samples);
+    const double weight = points.scale[i] / static_cast<double>(samples);
+    for (int64_t c = 0; c < d; ++c) centre[c] += x[i * d + c] * weight;
   }
 }
 

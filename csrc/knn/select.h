@@ -258,9 +258,36 @@ inline void sort_ranked(Ranked<double>* items, int64_t size, std::vector<Ranked<
   std::sort(items, items + size);
 }
 
+// Few different keys: each goes where the number of smaller ones says. No branch depends on the keys.
+struct FewKeys {
+  static constexpr int64_t kMost = 64;
+  uint64_t* keys;
+  int64_t size;
+};
+
+template <int kBytes>
+LFM_INLINE void sort_few_body(FewKeys& few) {
+  constexpr int kLanes = simd::kLanes<uint64_t, kBytes>;
+  using K = simd::Vec<uint64_t, kLanes>;
+  uint64_t keys[FewKeys::kMost + kLanes];  // what lies behind the last is ranked too, and dropped
+  std::copy_n(few.keys, few.size, keys);
+  std::fill_n(keys + few.size, kLanes, 0);
+  for (int64_t first = 0; first < few.size; first += kLanes) {
+    const K own = simd::load<K>(keys + first);
+    K rank = {};
+    for (int64_t i = 0; i < few.size; ++i) rank -= (K)(simd::broadcast<K>(keys[i]) < own);
+    const int64_t count = std::min<int64_t>(kLanes, few.size - first);
+    for (int64_t lane = 0; lane < count; ++lane) few.keys[rank[lane]] = keys[first + lane];
+  }
+}
+LFM_SIMD_DISPATCH(, inline void, sort_few, (FewKeys & few), (few))
+
 // Radix sort on the bytes of the value, then runs of equal values.
 inline void sort_ranked(Ranked<float>* items, int64_t size, std::vector<Ranked<float>>& scratch) {
-  if (size < 64) return std::sort(items, items + size);
+  if (size <= FewKeys::kMost) {
+    FewKeys few{&items->key, size};
+    return sort_few(few);
+  }
   uint32_t counts[4][256] = {};
   for (int64_t i = 0; i < size; ++i)
     for (int digit = 0; digit < 4; ++digit) ++counts[digit][items[i].key >> (32 + 8 * digit) & 255];
