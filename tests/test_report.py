@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -146,6 +147,18 @@ def test_an_axis_has_a_length_where_every_value_is_one() -> None:
     comparison = compare(alike, measures=["overlap"], n_basis=1, n_neighbors=8)
     assert bool((comparison.matrix("overlap") > 0.9999).all())
     assert "Along training" in Page(render(comparison)).text
+
+
+@pytest.mark.parametrize("value", [1.0, 1.0000001, 0.9999999])
+def test_an_axis_ends_at_one_however_float32_rounds(value: float) -> None:
+    alike = {f"run/epoch={step}": cloud(1) for step in range(3)}
+    comparison = compare(alike, measures=["overlap"], n_basis=1, n_neighbors=8)
+    matrices = {"overlap": torch.full_like(comparison.matrix("overlap"), value)}
+    page = render(dataclasses.replace(comparison, matrices=matrices))
+    labels = re.findall(r"<text[^>]*>\s*([01]\.\d)\s*</text>", page)
+    assert labels == ["0.8", "0.9", "1.0"]
+    # the line is where the label of 1 is, not above it
+    assert "40.0,12.0 193.0,12.0 346.0,12.0" in page
 
 
 def test_scales_cover_the_values_with_readable_ink(comparison: Comparison) -> None:
