@@ -70,8 +70,11 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            # a write to an open file, on a full disk say, does not tell which
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     if durable and hasattr(os, "O_DIRECTORY"):
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

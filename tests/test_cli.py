@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
+import re
+import stat
 import subprocess
 import sys
 import textwrap
@@ -95,6 +98,28 @@ def test_a_directory_that_cannot_be_written_to_is_said_before_the_work(
     monkeypatch.setattr("lfm_torch.cli.compare.compare", None)
     assert main([*COMPARE, "--out", "out"]) == 1
     assert "--out must be a place that can be written to, got 'out': Permission denied" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = [], os.fsync
+
+    def full(handle: int) -> None:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            if len(synced) >= 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            synced.append(handle)
+        sync(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        assert main([*COMPARE, "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"No space left on device: '.*store.*'; what is finished is kept, and the same command goes", said)
+    assert main([*COMPARE, "--dry-run"]) == 0
+    assert "in the store: 3; to reduce: 5" in capsys.readouterr().out
+    assert main([*COMPARE, "--quiet"]) == 0
 
 
 def test_a_single_eigenvector_makes_a_report(place: Path) -> None:

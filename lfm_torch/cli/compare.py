@@ -120,13 +120,19 @@ def compared(
     if arguments.log is not None:
         form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
         logging.basicConfig(filename=arguments.log, level=logging.INFO, format=form)
-    comparison = _quietly_compare(
-        arguments,
-        checkpoints,
-        store=None if arguments.no_store else arguments.store or directory / "store",
-        engine=arguments.engine or ("torch" if _rank() is not None else "local"),
-        memory_budget=None if arguments.memory is None else parse_size(arguments.memory),
-    )
+    store = None if arguments.no_store else arguments.store or directory / "store"
+    try:
+        comparison = _quietly_compare(
+            arguments,
+            checkpoints,
+            store=store,
+            engine=arguments.engine or ("torch" if _rank() is not None else "local"),
+            memory_budget=None if arguments.memory is None else parse_size(arguments.memory),
+        )
+    except OSError as error:
+        if store is None:
+            raise
+        raise OSError(f"{error}; what is finished is kept, and the same command goes on from there") from error
     if _rank():
         # the first process writes the report
         return OK
