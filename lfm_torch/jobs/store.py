@@ -26,6 +26,8 @@ from lfm_torch import _files
 FORMAT = 1
 INDEX = "index.sqlite"
 PIECES = "pieces"
+# tiles asked for in one query: SQLite takes at least 999 parameters
+_ASKED = 900
 _DAY = 86400
 # a temporary file this old belongs to no process that still writes it
 _ABANDONED = 3600
@@ -186,15 +188,16 @@ class Store:
         found: dict[bytes, bytes] = {}
         stale = []
         today = _today()
-        for tile in tiles:
-            row = self._index.execute(
-                "SELECT value, crc, used FROM pairs WHERE tile = ? AND measure = ?", (tile, measure)
-            ).fetchone()
-            # a value that is not what was written is as good as absent: it is computed again
-            if row is not None and zlib.crc32(row[0]) == row[1]:
-                found[tile] = row[0]
-                if row[2] != today:
-                    stale.append((today, tile, measure))
+        for start in range(0, len(tiles), _ASKED):
+            asked = tiles[start : start + _ASKED]
+            places = ", ".join("?" * len(asked))
+            question = f"SELECT tile, value, crc, used FROM pairs WHERE measure = ? AND tile IN ({places})"
+            for tile, value, crc, used in self._index.execute(question, (measure, *asked)):
+                # a value that is not what was written is as good as absent: it is computed again
+                if zlib.crc32(value) == crc:
+                    found[tile] = value
+                    if used != today:
+                        stale.append((today, tile, measure))
         if stale:
             with self._transaction() as index:
                 index.executemany("UPDATE pairs SET used = ? WHERE tile = ? AND measure = ?", stale)
