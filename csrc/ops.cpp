@@ -21,5 +21,6 @@ STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CPU, m) {
   m.impl("batched_eigh", TORCH_BOX(&lfm::batched_eigh_cpu));
   m.impl("orthonormalize_block", TORCH_BOX(&lfm::orthonormalize_block_cpu));
   m.impl("edge_products", TORCH_BOX(&lfm::edge_products_cpu));
+  m.impl("inner_products", TORCH_BOX(&lfm::inner_products_cpu));
   m.impl("map_energies", TORCH_BOX(&lfm::map_energies_cpu));
 }

@@ -40,6 +40,7 @@ inline MapSizes check_maps(const Tensor& C, const Tensor& evals_x, const Tensor&
   return s;
 }
 
+Tensor inner_products_cpu(Tensor x, Tensor y);
 Tensor map_energies_cpu(Tensor C, Tensor evals_x, Tensor evals_y, Tensor weight_x, Tensor weight_y, int64_t skip);
 
 }  // namespace lfm

@@ -6,7 +6,7 @@ from lfm_torch.ops.graph import connected_components, symmetrize_edges
 from lfm_torch.ops.knn import nearest_neighbors, ragged_nearest_neighbors
 from lfm_torch.ops.krylov import batched_eigh, orthonormalize_block
 from lfm_torch.ops.laplacian import edge_products, laplacian_product
-from lfm_torch.ops.maps import map_energies
+from lfm_torch.ops.maps import inner_products, map_energies
 from lfm_torch.ops.recurrence import laplacian_recurrence
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "edge_products",
     "geodesics",
     "has_native_kernel",
+    "inner_products",
     "laplacian_product",
     "laplacian_recurrence",
     "map_energies",

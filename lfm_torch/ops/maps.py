@@ -1,7 +1,7 @@
-"""Operator ``map_energies``: the sums over the entries of many functional maps that all their readings are made of.
+"""Operators ``inner_products`` and ``map_energies``: all maps between two stacks of bases, and what is read from them.
 
 The maps of all pairs of two stacks of bases are one matrix product, ``C [A, m_y, B, m_x]`` as it comes out of it; the
-operator reduces each to seven numbers without writing any other array per pair.
+second operator reduces each to seven numbers without writing any other array per pair.
 """
 
 from __future__ import annotations
@@ -116,6 +116,44 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(grads)
 
 
+def inner_products_reference(x: Tensor, y: Tensor) -> Tensor:
+    """Pure PyTorch twin of ``torch.ops.lfm_torch.inner_products``: ``x y^T``, ``[A, n]`` and ``[B, n]`` to ``[A, B]``.
+
+    The compiled kernel promises more: every entry depends on its two rows alone, to the last bit, whatever they are
+    stacked with, and ``inner_products(y, x)`` is the transpose.
+    """
+    return x @ y.mT
+
+
+def _stack_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for a, b, n in ((3, 5, 7), (1, 1, 1), (13, 33, 300), (50, 100, 520), (600, 530, 40), (0, 4, 3), (4, 3, 0)):
+        stacks = (torch.randn(size, n, generator=generator, dtype=torch.float64) for size in (a, b))
+        yield tuple(stack.to(device, dtype) / max(n, 1) ** 0.5 for stack in stacks)
+
+
+PRODUCTS = register(
+    Operator(
+        "inner_products",
+        "(Tensor x, Tensor y) -> Tensor",
+        inner_products_reference,
+        lambda x, y: x.new_empty(x.shape[0], y.shape[0]),
+        _stack_samples,
+        twin_on_gpu=True,
+    )
+)
+
+
+def _products_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _products_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = ctx.saved_tensors
+    return grad @ y, grad.mT @ x
+
+
+torch.library.register_autograd("lfm_torch::inner_products", _products_backward, setup_context=_products_context)
 torch.library.register_autograd("lfm_torch::map_energies", _backward, setup_context=_setup_context)
 
 
@@ -126,3 +164,9 @@ def map_energies(
     tensors = (t.contiguous() for t in (C, evals_x, evals_y, weight_x, weight_y))
     energies: Tensor = OPERATOR.compiled(*tensors, skip)
     return energies
+
+
+def inner_products(x: Tensor, y: Tensor) -> Tensor:
+    """Call the operator: all inner products of the rows of ``x [A, n]`` and ``y [B, n]``, ``[A, B]``."""
+    products: Tensor = PRODUCTS.compiled(x.contiguous(), y.contiguous())
+    return products
