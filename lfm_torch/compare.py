@@ -1,4 +1,4 @@
-"""Many representations against each other: every basis once, all pairs in tiles, one matrix per measure.
+"""Many representations against each other: every basis once, all pairs in blocks, one matrix per measure.
 
 The comparison is planned, then done: read and reduce each network, measure chance, compare the pairs. Whatever is in
 the store already is not done again; what is finished goes there at once. :mod:`lfm_torch.jobs` holds the work itself.
@@ -24,11 +24,11 @@ from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.comparison import Comparison, Failure, Item
 from lfm_torch.graph import Weights, build_graph
 from lfm_torch.jobs import memory
+from lfm_torch.jobs.blocks import all_pairs, chance_levels
 from lfm_torch.jobs.engines import DistributedEngine, Engine, make_engine
 from lfm_torch.jobs.pieces import Job, quiet_workers
 from lfm_torch.jobs.store import Store
 from lfm_torch.jobs.tasks import MemoryPieces, Reduced, Reduction, Settings
-from lfm_torch.jobs.tiles import all_pairs, chance_levels
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric, default_n_neighbors
 from lfm_torch.sources import Given, Source
@@ -55,7 +55,7 @@ def compare(
 ) -> Comparison:
     """Compare many representations of the same samples, every one with every other.
 
-    Each representation is reduced once to its basis; the maps of all pairs are then products of bases, taken in tiles.
+    Each representation is reduced once to its basis; the maps of all pairs are then products of bases, taken in blocks.
     The numbers are those of :func:`similarity`, and the same to the last bit whatever the engine, the number of threads
     and what the store held before (on processors of one kind).
 

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from lfm_torch.baselines.points import State, score_inner
 from lfm_torch.measures import PointMeasure
+from lfm_torch.ops import inner_products
 from lfm_torch.similarity import Maps
 
 _BLOCK_BYTES = 256 * 2**20
+# terms of inner products that are taken in float64 at a time: the same for any number of vectors
+_SLICE = 2**18
 
 
 def stored(state: State, dtype: torch.dtype) -> State:
@@ -23,7 +26,10 @@ def stored(state: State, dtype: torch.dtype) -> State:
 
 
 def score_sides(measure: PointMeasure, x: Sequence[State], y: Sequence[State]) -> Tensor:
-    """Score of every x against every y, ``[len(x), len(y)]`` float64 on the CPU."""
+    """Score of every x against every y, ``[len(x), len(y)]`` float64 on the CPU.
+
+    On the CPU a value depends on its pair alone, to the last bit, whatever other states there are.
+    """
     if measure.score is score_inner:
         return _inner_products([state[0] for state in x], [state[0] for state in y])
     values = torch.empty(len(x), len(y), dtype=torch.float64)
@@ -38,12 +44,11 @@ def score_sides(measure: PointMeasure, x: Sequence[State], y: Sequence[State]) -
 def _inner_products(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
     """All inner products in float64, a slice of all vectors at a time: one product, nothing of n x n per pair."""
     flat_x, flat_y = ([vector.flatten() for vector in side] for side in (x, y))
-    size = max(1, _BLOCK_BYTES // (8 * (len(x) + len(y))))
     total = torch.zeros(len(x), len(y), dtype=torch.float64, device=x[0].device)
-    for start in range(0, len(flat_x[0]), size):
-        part = slice(start, start + size)
+    for start in range(0, len(flat_x[0]), _SLICE):
+        part = slice(start, start + _SLICE)
         rows, columns = (torch.stack([vector[part] for vector in side]).double() for side in (flat_x, flat_y))
-        total.addmm_(rows, columns.mT)
+        total += inner_products(rows, columns)
     return total.cpu()
 
 
@@ -56,6 +61,9 @@ def _alike(states: Sequence[State]) -> list[list[int]]:
 
 
 def _parts(positions: list[int], state: State) -> list[list[int]]:
+    # no BLAS or LAPACK promises the same bits for one matrix and for a stack of them
+    if not state[0].is_cuda:
+        return [[position] for position in positions]
     # the states in float64, and as much again for what is made of them
     size = max(1, _BLOCK_BYTES // (16 * sum(part.numel() for part in state)))
     return [positions[start : start + size] for start in range(0, len(positions), size)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.laplacian import Laplacian
-from lfm_torch.ops import map_energies
+from lfm_torch.ops import inner_products, map_energies
 
 HEAT_TIME = 2.0
 
@@ -66,8 +66,11 @@ class Maps:
 
     @classmethod
     def between(cls, evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor) -> Maps:
-        """Take the maps from every x to every y by one product: ``evecs [A or B, m, n]`` (transposed), ``evals``."""
-        product = evecs_y.flatten(0, 1) @ evecs_x.flatten(0, 1).mT
+        """Take the maps from every x to every y by one product: ``evecs [A or B, m, n]`` (transposed), ``evals``.
+
+        On the CPU a map depends on its two bases alone, to the last bit.
+        """
+        product = inner_products(evecs_y.flatten(0, 1), evecs_x.flatten(0, 1))
         C = product.view(*evecs_y.shape[:2], *evecs_x.shape[:2])
         return cls(C, evals_x.unsqueeze(0), evals_y.unsqueeze(1))
 
@@ -83,14 +86,25 @@ class Maps:
         """Numbers of functions ``(m_x, m_y)``."""
         return self.C.shape[3], self.C.shape[1]
 
+    def decays(self, time: float) -> tuple[Tensor, Tensor]:
+        """Return ``exp(-t a)`` of x and ``exp(-t b)`` of y."""
+        return _decays(self.evals_x, time), _decays(self.evals_y, time)
+
     def energies(self, *, skip: int = 0, time: float = HEAT_TIME) -> Energies:
         """Return the sums; the Gram matrices leave out the first ``skip`` functions of both spaces."""
         if (skip, time) not in self._taken:
-            heat_x, heat_y = (-time * self.evals_x).exp(), (-time * self.evals_y).exp()
-            sums = map_energies(self.C, self.evals_x, self.evals_y, heat_x, heat_y, skip)
+            sums = map_energies(self.C, self.evals_x, self.evals_y, *self.decays(time), skip)
             self._taken[skip, time] = Energies(*sums.unbind(-1))
         e = self._taken[skip, time]
         return replace(e, on_x=e.on_y, off_x=e.off_y, on_y=e.on_x, off_y=e.off_x) if self._swapped else e
+
+
+def _decays(evals: Tensor, time: float) -> Tensor:
+    exponents = -time * evals
+    if exponents.is_cuda or not exponents.numel():
+        return exponents.exp()
+    # space by space: an exponential may be rounded otherwise at the end of an array than within it
+    return torch.stack([of_space.exp() for of_space in exponents.flatten(0, -2)]).view(exponents.shape)
 
 
 def lfm(maps: Maps, *, squared: bool = True, symmetric: bool = False, centered: bool = False) -> Tensor:
@@ -128,7 +142,7 @@ def heat(maps: Maps, *, time: float = HEAT_TIME) -> Tensor:
     """Read :func:`heat_overlap` from maps."""
     if not 0 <= time < math.inf:
         raise ValueError(f"time must be finite and not negative, got {time}")
-    own_x, own_y = ((-2 * time * evals).exp().sum(-1) for evals in (maps.evals_x, maps.evals_y))
+    own_x, own_y = (decays.square().sum(-1) for decays in maps.decays(time))
     return maps.energies(time=time).heat / (own_x * own_y).sqrt()
 
 
@@ -146,7 +160,8 @@ def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
     carried, commutator = e.carried, e.commutator
     if centered:
         # what the first functions carry, taken out: a row and a column of every map
-        row, column = maps.C[:, :1].transpose(1, 2).square(), maps.C[..., :1].transpose(1, 2).square()
+        firsts = (maps.C[:, :1], maps.C[..., :1])
+        row, column = (first.transpose(1, 2).contiguous().square() for first in firsts)
         gaps = [(maps.evals_y[..., :1] - maps.evals_x).square(), (maps.evals_y - maps.evals_x[..., :1]).square()]
         both = row[..., 0, 0]
         carried = carried - row.sum((-2, -1)) - column.sum((-2, -1)) + both

@@ -327,7 +327,7 @@ def test_cache_lists_checks_and_thins_out_the_store(place: Path, capsys: pytest.
     assert main(["cache", "ls", "out/store"]) == 0
     shown = capsys.readouterr().out
     assert "seed0/epoch=0, one" in shown
-    assert "8 pieces, 54 values of tiles" in shown
+    assert "8 pieces, 108 values of pairs" in shown
     assert main(["cache", "verify", "out/store"]) == 0
     assert "are sound" in capsys.readouterr().out
     piece = next((place / "out/store/pieces").glob("??/*.safetensors"))

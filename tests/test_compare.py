@@ -55,7 +55,7 @@ def test_numbers_are_those_of_single_pairs_whatever_the_blocks(monkeypatch: pyte
     every = tuple(MEASURES)
     whole = compare(points, measures=every, **OPTIONS)
     # two items per block: the blocks below the diagonal come from adjoint maps
-    monkeypatch.setattr("lfm_torch.jobs.pieces._TILE_COLUMNS", 16)
+    monkeypatch.setattr("lfm_torch.jobs.blocks._COLUMNS", {"cpu": 16})
     blocks = compare(points, measures=every, **OPTIONS)
     singles = [[similarity(x, y, measures=every, **OPTIONS) for y in points.values()] for x in points.values()]
     for measure in every:

@@ -22,10 +22,11 @@ from lfm_torch import LFMWarning
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
-from lfm_torch.jobs import pieces
+from lfm_torch.jobs import blocks, pieces
 from lfm_torch.jobs.fingerprints import model_digest
 from lfm_torch.jobs.store import Store
-from lfm_torch.jobs.tasks import Reduction, Tiles
+from lfm_torch.jobs.tasks import Block, Reduction
+from lfm_torch.measures import MEASURES
 
 OPTIONS: dict[str, Any] = {"n_basis": 8, "n_neighbors": 12, "measures": ["lfm", "overlap", "heat", "linear_cka"]}
 LAYERS = ["one", "two"]
@@ -95,8 +96,10 @@ def test_a_second_run_does_nothing_and_a_new_checkpoint_only_its_pairs(
     new.write_bytes(content)
     grown = compared(runs, tmp_path / "store")
     assert [task.checkpoint for task in worked if isinstance(task, Reduction)] == ["model_seed_5"]
-    tiles = [pair for task in worked if isinstance(task, Tiles) for pair in task.pairs]
-    assert len(tiles) == 2 * 6  # for maps and for points: against itself and the five others
+    blocks = [task for task in worked if isinstance(task, Block)]
+    pairs = [(task.kind, task.x.keys[i], task.y.keys[j]) for task in blocks for i in task.rows for j in task.columns]
+    # for maps and for points: two layers against themselves and the ten others
+    assert len({(kind, *sorted(keys)) for kind, *keys in pairs}) == 2 * (2 * 10 + 3)
     assert_same_bits(grown, compared(runs))
     worked.clear()
     compared(runs, tmp_path / "store", measures=["heat", "lfm"])
@@ -160,6 +163,36 @@ def test_bits_depend_neither_on_threads_nor_memory_nor_order(
     given = {name: Checkpoints(runs, Net, probe(), layers=LAYERS)[name] for name in wanted.finals}
     backwards = compare(dict(reversed(given.items())), **OPTIONS)
     assert backwards.matrix("lfm").flip(0, 1).equal(_layers_flipped(wanted.matrix("lfm")))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,), (torch.float64, torch.float32)])
+def test_the_value_of_a_pair_depends_on_the_pair_alone(
+    dtypes: tuple[torch.dtype, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every measure, in blocks of other sizes, among other representations, and partly from a store."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(70, 5, generator=generator)
+    given = {
+        f"{k}": (base + 0.3 * k**0.5 * torch.randn(70, 5, generator=generator)).to(dtypes[k % len(dtypes)])
+        for k in range(14)
+    }
+    given["copy of 3"] = given["3"].clone()
+    options: dict[str, Any] = {"n_basis": 7, "n_neighbors": 12, "measures": list(MEASURES)}
+    wanted = compare(given, **options)
+    few = {name: given[name] for name in ("7", "copy of 3", "1", "12", "3")}
+    in_few = compare(few, store=tmp_path / "store", **options)
+    monkeypatch.setattr(blocks, "_COLUMNS", {"cpu": 3 * 7})
+    monkeypatch.setattr(blocks, "_STATES", 2)
+    monkeypatch.setattr(blocks, "_SQUARE", 2)
+    smaller, grown = compare(given, **options), compare(given, store=tmp_path / "store", **options)
+    order = [item.checkpoint for item in wanted.items]
+    places = [order.index(item.checkpoint) for item in in_few.items]
+    for name in MEASURES:
+        assert smaller.matrix(name).equal(wanted.matrix(name)), name
+        assert grown.matrix(name).equal(wanted.matrix(name)), name
+        of_few = wanted.matrix(name)[places][:, places]
+        # a matrix is as precise as the most precise of what is compared
+        assert in_few.matrix(name).equal(of_few.to(in_few.matrix(name).dtype)), name
 
 
 def _layers_flipped(matrix: Tensor) -> Tensor:
@@ -272,8 +305,7 @@ def test_blocks_without_room_are_made_smaller_and_then_reported(
 
     monkeypatch.setattr(pieces, "_map_values", little_room)
     smaller = compared(runs)
-    for name in wanted.measures:
-        torch.testing.assert_close(smaller.matrix(name), wanted.matrix(name), atol=1e-6, rtol=0)
+    assert_same_bits(smaller, wanted)
     assert smaller.failures == ()
 
     def no_room(x: Any, y: Any, measures: Any) -> dict[str, Tensor]:

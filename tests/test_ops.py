@@ -22,6 +22,8 @@ CASES = [
     for name in OPERATORS
     for dtype in (torch.float32, torch.float64)
 ]
+# positions of the arguments that gradients flow to
+DIFFERENTIABLE = {"laplacian_product": (2, 6, 7), "map_energies": (0, 1, 2, 3, 4), "inner_products": (0, 1)}
 
 
 def as_tuple(value: Any) -> tuple[torch.Tensor, ...]:
@@ -61,8 +63,18 @@ def test_the_code_of_other_machines_agrees_as_well(level: str) -> None:
     if not ops.has_native_kernel("knn", torch.device("cpu")):
         pytest.skip("no compiled kernels")
     here = Path(__file__).parent
-    tests = [f"{here / 'test_ops.py'}::test_kernel_agrees_with_twin", str(here / "test_laplacian.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "twin or half_storage"]
+    tests = [f"{here / 'test_ops.py'}", str(here / "test_laplacian.py")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+        "-k",
+        "twin or half_storage or alone",
+    ]
     environment = os.environ | {"LFM_TORCH_SIMD": level}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=here.parent)
     assert result.returncode == 0, result.stdout[-2000:]
@@ -73,9 +85,9 @@ def test_the_code_of_other_machines_agrees_as_well(level: str) -> None:
 def test_opcheck(name: str, device: torch.device) -> None:
     operator = OPERATORS[name]
     for args in list(operator.sample_inputs(device, torch.float64))[:4]:
-        differentiable = {"laplacian_product": (2, 6, 7), "map_energies": (0, 1, 2, 3, 4)}.get(name, ())
         args = tuple(
-            a.requires_grad_() if isinstance(a, torch.Tensor) and i in differentiable else a for i, a in enumerate(args)
+            a.requires_grad_() if isinstance(a, torch.Tensor) and i in DIFFERENTIABLE.get(name, ()) else a
+            for i, a in enumerate(args)
         )
         torch.library.opcheck(operator.compiled, args)
 
@@ -93,6 +105,29 @@ def test_result_does_not_depend_on_threads_or_run(name: str) -> None:
                 assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_inner_product_depends_on_its_two_rows_alone(dtype: torch.dtype) -> None:
+    if not ops.has_native_kernel("inner_products", torch.device("cpu")):
+        pytest.skip("no compiled kernels: the twin is a product of BLAS, which does not promise it")
+    generator = torch.Generator().manual_seed(0)
+    for a, b, n in ((70, 90, 1000), (1040, 530, 261), (13, 5, 7)):
+        x, y = (torch.randn(size, n, generator=generator, dtype=torch.float64).to(dtype) for size in (a, b))
+        products = ops.inner_products(x, y)
+        assert ops.inner_products(y, x).mT.equal(products)
+        for _ in range(20):
+            rows, columns = (
+                torch.randperm(size, generator=generator)[: int(torch.randint(1, size, (), generator=generator))]
+                for size in (a, b)
+            )
+            assert ops.inner_products(x[rows], y[columns]).equal(products[rows][:, columns])
+
+
+def test_inner_products_have_the_gradients_of_a_product() -> None:
+    x, y = (torch.randn(size, 6, dtype=torch.float64).requires_grad_() for size in (3, 4))
+    torch.autograd.gradcheck(ops.inner_products, (x, y))
+    torch.autograd.gradgradcheck(ops.inner_products, (x, y))
 
 
 def test_knn_of_empty_batch() -> None:

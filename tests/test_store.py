@@ -4,13 +4,18 @@ import errno
 import os
 import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from lfm_torch.jobs.pair_values import SIDE, Row
 from lfm_torch.jobs.store import DamagedPieceError, Store, content_digest, parse_size, shown_size
 
 INFO = {"kind": "basis", "title": "net, layer"}
@@ -21,8 +26,18 @@ def filled(directory: Path) -> Store:
     for k in range(3):
         store.write(f"{k}" * 8, {"evecs": torch.full((4, 5), float(k)), "evals": torch.arange(4)}, {**INFO, "k": k})
     store.keep((f"{k}" * 8, INFO) for k in range(2))
-    store.put_values([(b"t1", "heat", b"fvalue"), (b"t2", "heat", b"fother")])
+    store.put_draws([(b"t1", "heat", b"value"), (b"t2", "heat", b"other")])
+    store.pairs.write([values_of(store, "heat", [b"x"], [b"x"], 1.0), values_of(store, "heat", [b"x"], [b"y"], 0.5)])
     return store
+
+
+def values_of(store: Store, measure: str, x: list[bytes], y: list[bytes], value: float) -> Row:
+    return measure, store.pairs.numbers(x), store.pairs.numbers(y), np.full(len(x), value, "float32")
+
+
+def read(store: Store, measure: str, names: list[bytes]) -> list[list[float | None]]:
+    values = store.pairs.read(measure, store.pairs.numbers(names), np.dtype("float32"))
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]
 
 
 def test_pieces_and_values_come_back(tmp_path: Path) -> None:
@@ -33,14 +48,38 @@ def test_pieces_and_values_come_back(tmp_path: Path) -> None:
     assert info == {**INFO, "k": 1}
     about = again.info("1" * 8)
     assert about == {**info, "content": content_digest(tensors)}
-    assert again.values([b"t1", b"t3", b"t2"], "heat") == {b"t1": b"fvalue", b"t2": b"fother"}
-    assert again.values([b"t1"], "lfm") == {}
+    assert again.draws([b"t1", b"t3", b"t2"], "heat") == {b"t1": b"value", b"t2": b"other"}
+    assert again.draws([b"t1"], "lfm") == {}
+    assert read(again, "heat", [b"y", b"z", b"x"]) == [[None, None, None], [None, None, None], [0.5, None, 1.0]]
+    assert read(again, "lfm", [b"x"]) == [[None]]
+    assert again.n_values() == 2
     assert again.info("unknown!") is None
     with pytest.raises(KeyError):
         again.read("unknown!")
     # what was written and not entered, as by a process killed in between, is there all the same
     assert {piece.key for piece in again.ls()} == {piece.key for piece in store.ls()} == {f"{k}" * 8 for k in range(3)}
     assert again.verify() == []
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_values_of_pairs_in_any_order_are_those_written_last(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        store, written = Store(directory), dict[tuple[int, int], float]()
+        numbers = store.pairs.numbers([f"{k}".encode() for k in range(3 * SIDE)])
+        assert numbers.tolist() == list(range(1, 3 * SIDE + 1))
+        member = st.integers(0, 3 * SIDE - 1)
+        for flush in data.draw(st.lists(st.lists(st.tuples(member, member), min_size=1, unique=True), max_size=4)):
+            x, y = (numbers[list(side)] for side in zip(*flush, strict=True))
+            values = np.random.default_rng(len(written)).random(len(flush)).astype(data.draw(st.sampled_from("fd")))
+            store.pairs.write([("heat", x, y, values)])
+            written |= dict(zip(flush, values.tolist(), strict=True))
+        asked = data.draw(st.lists(member, unique=True))
+        found = store.pairs.read("heat", numbers[asked], np.dtype("float64"))
+        wanted = [[written.get((i, j), np.nan) for j in asked] for i in asked]
+        np.testing.assert_array_equal(found, np.array(wanted).reshape(found.shape))
+        assert store.n_values() == len(written)
+        store.close()
 
 
 def test_damage_is_found_and_taken_out(tmp_path: Path) -> None:
@@ -54,10 +93,13 @@ def test_damage_is_found_and_taken_out(tmp_path: Path) -> None:
         store.read("0" * 8)
     assert store.info("1" * 8) is None  # cut short: as good as absent
     with sqlite3.connect(tmp_path / "index.sqlite") as index:
-        index.execute("UPDATE pairs SET value = ? WHERE tile = ?", (b"fvalux", b"t1"))
-    assert store.values([b"t1", b"t2"], "heat") == {b"t2": b"fother"}
-    assert len(store.verify()) == 3
-    assert len(store.verify(remove=True)) == 3
+        index.execute("UPDATE draws SET value = ? WHERE name = ?", (b"valux", b"t1"))
+        index.execute("UPDATE pairs SET vals = zeroblob(length(vals))")
+    assert store.draws([b"t1", b"t2"], "heat") == {b"t2": b"other"}
+    assert read(store, "heat", [b"x"]) == [[None]]
+    assert len(store.verify()) == 4
+    assert any("block 0, 0 of the values of heat is damaged" in line for line in store.verify())
+    assert len(store.verify(remove=True)) == 4
     assert store.verify() == []
     assert [piece.key for piece in store.ls()] == ["2" * 8]
 
@@ -79,7 +121,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     pages = store._index.execute("PRAGMA page_count").fetchone()[0]
     store._index.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(OSError, match="could not be written: database or disk is full"):
-        store.put_values((os.urandom(20), "heat", bytes(4000)) for _ in range(200))
+        store.pairs.write(values_of(store, f"m{k}", [b"x"], [b"x"], 1.0) for k in range(200))
     assert store.n_values() == 2
     assert Store(tmp_path).verify() == []
 
@@ -89,7 +131,7 @@ def test_two_drivers_share_a_store(tmp_path: Path) -> None:
         store = Store(tmp_path)
         for k in range(start, start + 40):
             store.write(f"{k % 20:08d}", {"x": torch.full((10,), float(k % 20))}, INFO)
-            store.put_values([(f"{k}".encode(), "heat", b"f" + bytes(8))])
+            store.pairs.write([values_of(store, "heat", [b"all"], [f"{k % 60}".encode()], float(k))])
         store.close()
 
     threads = [threading.Thread(target=fill, args=(start,)) for start in (0, 20)]
@@ -98,7 +140,8 @@ def test_two_drivers_share_a_store(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     store = Store(tmp_path)
-    assert store.n_values() == 60
+    # one row of blocks, written to by both
+    assert read(store, "heat", [b"all", *(f"{k}".encode() for k in range(60))])[0] == [None, *map(float, range(60))]
     assert len(store.ls()) == 20
     assert store.verify() == []
 
@@ -106,7 +149,10 @@ def test_two_drivers_share_a_store(tmp_path: Path) -> None:
 def test_prune_takes_the_least_recently_used(tmp_path: Path) -> None:
     store = filled(tmp_path)
     store._index.execute("UPDATE pieces SET used = 100 WHERE key = ?", ("0" * 8,))
-    store._index.execute("UPDATE pairs SET used = 100 WHERE tile = ?", (b"t1",))
+    store._index.execute("UPDATE draws SET used = 100 WHERE name = ?", (b"t1",))
+    store.pairs.write([values_of(store, "lfm", [b"x"], [b"y"], 0.25)])
+    store._index.execute("UPDATE pairs SET used = 100 WHERE measure = 'heat'")
+    store._index.execute("UPDATE numbered SET used = 100 WHERE name = ?", (b"y",))
     abandoned = tmp_path / "pieces" / "00" / ".half"
     abandoned.write_bytes(b"half")
     os.utime(abandoned, (time.time() - 10_000,) * 2)
@@ -115,7 +161,11 @@ def test_prune_takes_the_least_recently_used(tmp_path: Path) -> None:
     assert len(store.ls()) == 3
     store.prune(unused_days=30)
     assert sorted(piece.key for piece in store.ls()) == ["1" * 8, "2" * 8]
-    assert store.values([b"t1", b"t2"], "heat") == {b"t2": b"fother"}
+    assert store.draws([b"t1", b"t2"], "heat") == {b"t2": b"other"}
+    # y is forgotten, and its number is not given to anything else
+    assert read(store, "heat", [b"x"]) == [[None]]
+    assert store.pairs.numbers([b"new", b"y", b"x"]).tolist() == [3, 4, 1]
+    assert read(store, "lfm", [b"x", b"new", b"y"])[0] == [None] * 3
     one = store.path("1" * 8).stat().st_size
     store.prune(max_bytes=one)
     assert len(store.ls()) == 1
@@ -148,7 +198,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be the index of a store"):
         Store(tmp_path).n_values()
     filled(tmp_path / "newer")._index.execute("PRAGMA user_version = 99")
-    with pytest.raises(ValueError, match="format 1, got format 99"):
+    with pytest.raises(ValueError, match="format 2, got format 99"):
         Store(tmp_path / "newer").n_values()
     shutil.rmtree(tmp_path)
 

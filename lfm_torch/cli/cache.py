@@ -49,7 +49,7 @@ def _ls(store: Store, arguments: argparse.Namespace) -> int:
         for piece in pieces:
             used = time.strftime("%Y-%m-%d", time.gmtime(piece.used * _DAY))
             print(f"{shown_size(piece.bytes):>10}  {used}  {piece.kind:<7} {piece.title}")
-        print(f"{len(pieces)} pieces, {n_values} values of tiles of pairs, {shown_size(store.size())} in all")
+        print(f"{len(pieces)} pieces, {n_values} values of pairs, {shown_size(store.size())} in all")
     return 0
 
 

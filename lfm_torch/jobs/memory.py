@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lfm_torch.jobs.store import shown_size
 
-# what a few tiles, tables and figures take beside bases and matrices
+# what a few blocks, tables and figures take beside bases and matrices
 _OVERHEAD = 256 * 2**20
 _SMALLEST_CACHE = 32 * 2**20
 

@@ -2,8 +2,8 @@
 
 Not on who computes it, on how many threads, in which order, or on what is stored already: that is what makes an
 interrupted comparison, one on two machines and one in a single process agree to the last bit. So a piece runs on one
-CPU thread (several run side by side), and pairs are computed in tiles of fixed content: the layers of one checkpoint
-against those of another, the two in the order of their digests.
+CPU thread (several run side by side), and the value of a pair depends on its two representations alone, whichever block
+of pairs it is computed in; which of the two comes first is decided by their content.
 """
 
 from __future__ import annotations
@@ -27,16 +27,12 @@ from lfm_torch._warnings import LFMWarning
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.comparison import Failure
 from lfm_torch.jobs.bases import Found, bases_of, is_out_of_memory
-from lfm_torch.jobs.fingerprints import digest, library_digest
 from lfm_torch.jobs.store import DamagedPieceError
-from lfm_torch.jobs.tasks import Chance, Group, Pieces, Reduced, Reduction, Settings, Tiles
+from lfm_torch.jobs.tasks import Block, Chance, Group, Pieces, Reduced, Reduction, Settings
 from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.pairs import score_sides, shuffled_maps, shuffled_scores, stored
 from lfm_torch.similarity import Maps
 from lfm_torch.sources import SINGLE_LAYER, Source
-
-# columns of bases that one tile multiplies: large enough for a matrix product, small enough for the caches
-_TILE_COLUMNS = 1024
 
 
 @dataclass
@@ -70,11 +66,20 @@ class Job:
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of a tile: ``evecs [L, m, n]`` and ``evals [L, m]``, or the ``states`` of each layer for a measure."""
+    """One side of a block: ``evecs [L, m, n]`` and ``evals [L, m]``, or the ``states`` of each layer for a measure."""
 
     evals: Tensor
     evecs: Tensor
     states: tuple[State, ...]
+
+    def part(self, places: Sequence[int]) -> _Side:
+        """Some of the representations; nothing is copied where they are all."""
+        if len(places) == max(len(self.evals), len(self.states)):
+            return self
+        chosen = list(places)
+        if self.states:
+            return _Side(self.evals, self.evecs, tuple(self.states[i] for i in chosen))
+        return _Side(self.evals[chosen], self.evecs[chosen], ())
 
     @property
     def bytes(self) -> int:
@@ -111,7 +116,8 @@ def _read_side(job: Job, kind: str, group: Group) -> _Side:
         advice = "`lfm-torch cache verify --remove` takes it out, and the next run computes it again"
         raise DamagedPieceError(f"{_checks.one_line(error)}; {advice}") from error
     if kind != "basis":
-        states = (tuple(tensors[str(i)].to(job.device) for i in range(len(tensors))) for tensors in found)
+        # copied to where torch allocates: BLAS may round by the alignment, which a file does not keep
+        states = (tuple(tensors[str(i)].to(job.device, copy=True) for i in range(len(tensors))) for tensors in found)
         return _Side(none, none, tuple(states))
     dtype = functools.reduce(torch.promote_types, [tensors["evals"].dtype for tensors in found])
     evals = torch.stack([tensors["evals"].to(job.device, dtype) for tensors in found])
@@ -121,7 +127,7 @@ def _read_side(job: Job, kind: str, group: Group) -> _Side:
 
 def run_task(job: Job, task: Any) -> Any:
     """Do one task of any kind: what an engine sends to its workers."""
-    work: dict[type, Callable[[Job, Any], Any]] = {Reduction: reduce_checkpoint, Tiles: compare_tiles, Chance: chance}
+    work: dict[type, Callable[[Job, Any], Any]] = {Reduction: reduce_checkpoint, Block: compare_block, Chance: chance}
     with torch.no_grad():
         return work[type(task)](job, task)
 
@@ -224,72 +230,35 @@ def _dtype_name(x: Tensor) -> str:
     return str(torch.promote_types(x.dtype, torch.float32)).removeprefix("torch.")
 
 
-def groups_of(reduced: Sequence[Reduced], kind: str, n_basis: int) -> list[Group]:
-    """Split the layers of one checkpoint into the groups that tiles are made of, by their content alone."""
-    size = max(1, _TILE_COLUMNS // n_basis) if kind == "basis" else 16
-    parts = [reduced[start : start + size] for start in range(0, len(reduced), size)]
-    return [
-        Group(part[0].checkpoint, tuple(e.keys[kind] for e in part), digest([e.contents[kind] for e in part]))
-        for part in parts
-    ]
+def compare_block(job: Job, task: Block) -> tuple[dict[str, Tensor], list[Failure]]:
+    """Compute measures ``[2, rows, columns]``, x to y and y to x, or ``[1, rows, columns]`` where symmetric.
 
-
-def tile_of(kind: str, a: Group, b: Group) -> bytes:
-    """Name the tile of two groups, in either order."""
-    return bytes.fromhex(digest("tile", kind, *sorted((a.content, b.content)), library_digest()))[:20]
-
-
-def in_order(a: Group, b: Group) -> tuple[Group, Group]:
-    """Return two groups as a tile takes them."""
-    return (a, b) if a.content <= b.content else (b, a)
-
-
-def compare_tiles(job: Job, task: Tiles) -> tuple[list[dict[str, Tensor]], list[Failure]]:
-    """Compute the measures of each tile: ``[2, L_a, L_b]`` for a to b and b to a, ``[1, L_a, L_b]`` where symmetric.
-
-    A tile without room is computed in smaller blocks, then on the CPU; where even that fails its values are NaN and the
-    failure says why.
+    A block without room is computed in halves, and a single pair without room on the CPU; where even that fails its
+    values are NaN and the failure says why.
     """
-    failed: list[Failure] = []
-    return [_tile(job, task, a, b, failed) for a, b in task.pairs], failed
-
-
-def _tile(job: Job, task: Tiles, a: Group, b: Group, failed: list[Failure]) -> dict[str, Tensor]:
     try:
-        return _with_room(job, task, a, b)
+        return _block_values(job, task), []
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        failed.append(Failure(a.checkpoint, None, _checks.one_line(error), b.checkpoint))
-    nothing = torch.full((2, len(a.keys), len(b.keys)), math.nan)
-    return {name: nothing[: 1 if MEASURES[name].symmetric else 2] for name in task.measures}
+        reason = _checks.one_line(error)
+    if len(task.rows) * len(task.columns) > 1:
+        first, second = task.split()
+        (values, failed), (others, also_failed) = compare_block(job, first), compare_block(job, second)
+        side = 1 if len(task.rows) >= len(task.columns) else 2
+        return {name: torch.cat([values[name], others[name]], side) for name in values}, failed + also_failed
+    if job.device != "cpu":
+        return compare_block(dataclasses.replace(job, device="cpu", _cache=None), task)
+    nothing = torch.full((2, 1, 1), math.nan)
+    failure = Failure(task.x.checkpoints[task.rows[0]], None, reason, task.y.checkpoints[task.columns[0]])
+    return {name: nothing[: 1 if MEASURES[name].symmetric else 2] for name in task.measures}, [failure]
 
 
-def _with_room(job: Job, task: Tiles, a: Group, b: Group) -> dict[str, Tensor]:
-    x, y = job.sides(task.kind, a), job.sides(task.kind, b)
-    if task.kind != "basis":
-        return {task.kind: _state_values(x, y, POINT_MEASURES[task.kind])}
-    try:
+def _block_values(job: Job, task: Block) -> dict[str, Tensor]:
+    x, y = job.sides(task.kind, task.x).part(task.rows), job.sides(task.kind, task.y).part(task.columns)
+    if task.kind == "basis":
         return _map_values(x, y, task.measures)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    parts = [_rows_of(x, i) for i in range(len(x.evals))]
-    try:
-        rows = [_map_values(part, y, task.measures) for part in parts]
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or not x.evals.is_cuda:
-            raise
-        rows = [_map_values(_on_cpu(part), _on_cpu(y), task.measures) for part in parts]
-    return {name: torch.cat([row[name] for row in rows], dim=1) for name in task.measures}
-
-
-def _rows_of(side: _Side, layer: int) -> _Side:
-    return _Side(side.evals[layer : layer + 1], side.evecs[layer : layer + 1], ())
-
-
-def _on_cpu(side: _Side) -> _Side:
-    return _Side(side.evals.cpu(), side.evecs.cpu(), ())
+    return {task.kind: _state_values(x, y, POINT_MEASURES[task.kind])}
 
 
 def _map_values(x: _Side, y: _Side, measures: Sequence[str]) -> dict[str, Tensor]:
@@ -316,7 +285,7 @@ def chance(job: Job, task: Chance) -> list[dict[str, list[float]]]:
     """Similarity of each representation to itself with shuffled rows, draw by draw: the same spectrum and shape."""
     values = []
     for key in task.keys:
-        side = job.sides(task.kind, Group("", (key,), key))
+        side = job.sides(task.kind, Group(("",), (key,)))
         n = side.evecs.shape[2] if task.kind == "basis" else task.n
         # by the number of the draw: the same orders of rows for every representation, whenever it is compared
         generators = (torch.Generator().manual_seed(draw) for draw in range(task.draws))

@@ -11,6 +11,7 @@ from lfm_torch import _checks
 from lfm_torch.jobs.store import Store
 from lfm_torch.jobs.tasks import Settings
 from lfm_torch.pipeline import representation_basis
+from lfm_torch.similarity import Maps
 from lfm_torch.sources import Source
 
 # samples of the trial that the estimate is made of, at most
@@ -104,10 +105,16 @@ def _seconds_of_a_basis(n: int, settings: Settings) -> float:
 
 
 def _seconds_of_a_pair(n: int, settings: Settings) -> float:
-    """Time the product that makes most of a tile, for one pair of layers."""
-    columns = torch.randn(4 * settings.n_basis, min(n, _TRIAL), generator=torch.Generator().manual_seed(0))
-    started = time.perf_counter()
-    for _ in range(3):
-        columns @ columns.mT
-    # readings of the map take about half as long again; the product was on all threads
-    return 1.5 * torch.get_num_threads() * (time.perf_counter() - started) / 3 / 16 * (n / columns.shape[1])
+    """Time a small block of maps and their readings, on one thread as workers do, for one pair."""
+    trial, side = min(n, _TRIAL), 8
+    evecs = torch.randn(side, settings.n_basis, trial, generator=torch.Generator().manual_seed(0))
+    evals = torch.zeros(side, settings.n_basis)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        started = time.perf_counter()
+        for _ in range(3):
+            Maps.between(evecs, evals, evecs, evals).energies()
+        return (time.perf_counter() - started) / (3 * side**2) * (n / trial)
+    finally:
+        torch.set_num_threads(threads)

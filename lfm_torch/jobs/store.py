@@ -22,22 +22,20 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lfm_torch import _files
+from lfm_torch.jobs.pair_values import DAY, SCHEMA, PairValues, days, parts_of
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.sqlite"
 PIECES = "pieces"
-# tiles asked for in one query: SQLite takes at least 999 parameters
-_ASKED = 900
-_DAY = 86400
 # a temporary file this old belongs to no process that still writes it
 _ABANDONED = 3600
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pieces (
   key TEXT PRIMARY KEY, kind TEXT NOT NULL, title TEXT NOT NULL, bytes INTEGER NOT NULL, used INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS pairs (
-  tile BLOB NOT NULL, measure TEXT NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, used INTEGER NOT NULL,
-  PRIMARY KEY (tile, measure)
+CREATE TABLE IF NOT EXISTS draws (
+  name BLOB NOT NULL, measure TEXT NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, used INTEGER NOT NULL,
+  PRIMARY KEY (name, measure)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -170,37 +168,41 @@ class Store:
         for key, info in pieces:
             path = self.path(key)
             if path.exists():
-                rows.append((key, info["kind"], info["title"], path.stat().st_size, _today()))
+                rows.append((key, info["kind"], info["title"], path.stat().st_size, days()))
         with self._transaction() as index:
             index.executemany("INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?, ?)", rows)
 
-    def put_values(self, rows: Iterable[tuple[bytes, str, bytes]]) -> None:
-        """Store values ``(tile, measure, value)`` in one transaction."""
-        today = _today()
+    @property
+    def pairs(self) -> PairValues:
+        """The values of pairs."""
+        return PairValues(lambda: self._index, self._transaction)
+
+    def put_draws(self, rows: Iterable[tuple[bytes, str, bytes]]) -> None:
+        """Store what a measure gave for shuffled rows, ``(name, measure, value)``, in one transaction."""
+        today = days()
         with self._transaction() as index:
             index.executemany(
-                "INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?, ?)",
-                ((tile, measure, value, zlib.crc32(value), today) for tile, measure, value in rows),
+                "INSERT OR REPLACE INTO draws VALUES (?, ?, ?, ?, ?)",
+                ((name, measure, value, zlib.crc32(value), today) for name, measure, value in rows),
             )
 
-    def values(self, tiles: Sequence[bytes], measure: str) -> dict[bytes, bytes]:
-        """Return the stored values of a measure for those of ``tiles`` that have one."""
+    def draws(self, names: Sequence[bytes], measure: str) -> dict[bytes, bytes]:
+        """Return what :meth:`put_draws` stored of a measure for those of ``names`` that have it."""
         found: dict[bytes, bytes] = {}
         stale = []
-        today = _today()
-        for start in range(0, len(tiles), _ASKED):
-            asked = tiles[start : start + _ASKED]
-            places = ", ".join("?" * len(asked))
-            question = f"SELECT tile, value, crc, used FROM pairs WHERE measure = ? AND tile IN ({places})"
-            for tile, value, crc, used in self._index.execute(question, (measure, *asked)):
+        today = days()
+        for part in parts_of(names):
+            places = ", ".join("?" * len(part))
+            question = f"SELECT name, value, crc, used FROM draws WHERE measure = ? AND name IN ({places})"
+            for name, value, crc, used in self._index.execute(question, (measure, *part)):
                 # a value that is not what was written is as good as absent: it is computed again
                 if zlib.crc32(value) == crc:
-                    found[tile] = value
+                    found[name] = value
                     if used != today:
-                        stale.append((today, tile, measure))
+                        stale.append((today, name, measure))
         if stale:
             with self._transaction() as index:
-                index.executemany("UPDATE pairs SET used = ? WHERE tile = ? AND measure = ?", stale)
+                index.executemany("UPDATE draws SET used = ? WHERE name = ? AND measure = ?", stale)
         return found
 
     def digest_of(self, path: Path, compute: Callable[[Path], str]) -> str:
@@ -227,13 +229,13 @@ class Store:
             piece = known.get(path.stem)
             if piece is None:
                 info = self.info(path.stem) or {"kind": "damaged", "title": path.name}
-                piece = Piece(path.stem, info["kind"], info["title"], 0, int(status.st_mtime // _DAY))
+                piece = Piece(path.stem, info["kind"], info["title"], 0, int(status.st_mtime // DAY))
             listed.append(Piece(piece.key, piece.kind, piece.title, status.st_size, piece.used))
         return sorted(listed, key=lambda piece: (-piece.bytes, piece.title, piece.key))
 
     def n_values(self) -> int:
         """Count the stored values of pairs."""
-        return int(self._index.execute("SELECT COUNT(*) FROM pairs").fetchone()[0])
+        return len(self.pairs)
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -251,15 +253,16 @@ class Store:
                     self.remove(path.stem)
         checks = self._index.execute("PRAGMA integrity_check").fetchall()
         problems += [f"{INDEX}: {row[0]}" for row in checks if row[0] != "ok"]
+        problems += [f"{INDEX}: {line}" for line in self.pairs.damaged(remove=remove)]
         damaged = [
-            (tile, measure)
-            for tile, measure, value, crc in self._index.execute("SELECT tile, measure, value, crc FROM pairs")
+            (name, measure)
+            for name, measure, value, crc in self._index.execute("SELECT name, measure, value, crc FROM draws")
             if zlib.crc32(value) != crc
         ]
-        problems += [f"{INDEX}: the {measure} of tile {tile.hex()} is damaged" for tile, measure in damaged]
+        problems += [f"{INDEX}: the {measure} of shuffled rows {name.hex()} is damaged" for name, measure in damaged]
         if remove and damaged:
             with self._transaction() as index:
-                index.executemany("DELETE FROM pairs WHERE tile = ? AND measure = ?", damaged)
+                index.executemany("DELETE FROM draws WHERE name = ? AND measure = ?", damaged)
         return problems
 
     def _damage(self, key: str) -> str:
@@ -286,7 +289,7 @@ class Store:
             if path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
         pieces = sorted(self.ls(), key=lambda piece: (piece.used, -piece.bytes))
-        last = None if unused_days is None else _today() - unused_days
+        last = None if unused_days is None else days() - unused_days
         total = sum(piece.bytes for piece in pieces)
         for piece in pieces:
             old = last is not None and piece.used <= last
@@ -294,8 +297,9 @@ class Store:
                 self.remove(piece.key)
                 total -= piece.bytes
         if last is not None:
+            self.pairs.prune(last)
             with self._transaction() as index:
-                index.execute("DELETE FROM pairs WHERE used <= ?", (last,))
+                index.execute("DELETE FROM draws WHERE used <= ?", (last,))
                 index.execute("DELETE FROM files")
         self._index.execute("VACUUM")
         return before - self.size()
@@ -339,7 +343,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         if version not in (0, FORMAT):
             raise ValueError(f"{path} must be a store of format {FORMAT}, got format {version}; take another directory")
         if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {FORMAT};COMMIT;")
+            connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}{SCHEMA}PRAGMA user_version = {FORMAT};COMMIT;")
     except sqlite3.DatabaseError as error:
         connection.close()
         if isinstance(error, sqlite3.OperationalError):
@@ -359,10 +363,6 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
         digest.update(_files.raw_bytes(tensor))
     return digest.hexdigest()
-
-
-def _today() -> int:
-    return int(time.time() // _DAY)
 
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,8 +81,8 @@ class MemoryPieces:
         self._pieces: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def write(self, key: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
-        """Keep the tensors, where they are."""
-        self._pieces[key] = ({name: tensor.detach() for name, tensor in tensors.items()}, dict(info))
+        """Keep the tensors, on their device, laid out as a file would give them back: BLAS may round by the layout."""
+        self._pieces[key] = ({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, dict(info))
         return content_digest(tensors)
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,20 +135,50 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Group:
-    """Layers of one checkpoint that go through a tile together: keys of their pieces, and the digest of them all."""
+    """Representations that are read together: the checkpoints they are of, and the keys of their pieces."""
 
-    checkpoint: str
+    checkpoints: tuple[str, ...]
     keys: tuple[str, ...]
-    content: str
+
+    def part(self, places: Sequence[int]) -> Group:
+        """Some of them."""
+        return Group(tuple(self.checkpoints[i] for i in places), tuple(self.keys[i] for i in places))
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """Task: measures for pairs of groups, each in the order of their digests."""
+class Block:
+    """Task: measures of every pair of some members of two groups.
+
+    Attributes:
+        kind: of the pieces.
+        measures: that are read from them.
+        x: group of the first of each pair.
+        y: group of the second.
+        rows: members of x that are wanted.
+        columns: members of y that are wanted.
+    """
 
     kind: str
     measures: tuple[str, ...]
-    pairs: tuple[tuple[Group, Group], ...]
+    x: Group
+    y: Group
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def split(self) -> tuple[Block, Block]:
+        """Halve the longer side; the groups are cut to what is wanted."""
+        x, y = self.x.part(self.rows), self.y.part(self.columns)
+        rows, columns = range(len(self.rows)), range(len(self.columns))
+        half_x, half_y = len(rows) // 2, len(columns) // 2
+        if len(rows) >= len(columns):
+            parts = [(x.part(part), y) for part in (rows[:half_x], rows[half_x:])]
+        else:
+            parts = [(x, y.part(part)) for part in (columns[:half_y], columns[half_y:])]
+        first, second = (
+            Block(self.kind, self.measures, x, y, tuple(range(len(x.keys))), tuple(range(len(y.keys))))
+            for x, y in parts
+        )
+        return first, second
 
 
 @dataclass(frozen=True)
