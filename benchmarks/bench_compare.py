@@ -2,7 +2,8 @@
 
 Measured: a run from nothing to the report, the second run with one checkpoint more, and a run that is killed (SIGKILL)
 at random moments until it ends, which must write the same table. Peak memory is the process's, under --memory 2GiB.
-The checkpoints are trained first where they are not there yet (about two minutes).
+The checkpoints are trained first where they are not there yet (about two minutes). Then many checkpoints of one layer,
+as saved activations: there a pair is one small product, and what is done beside it counts.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from pathlib import Path
 
 import harness
 import many_checkpoints
+import numpy as np
 
 BUDGET = "2GiB"
 HERE = Path(__file__).parent
 
 
-def command(checkpoints: list[Path], out: Path) -> list[str]:
-    model = ["--model", "lfm_torch.demo:DigitsCNN", "--data", "many_checkpoints:probe", "--layers", "layers.*"]
+MODEL = ["--model", "lfm_torch.demo:DigitsCNN", "--data", "many_checkpoints:probe", "--layers", "layers.*"]
+
+
+def command(checkpoints: list[Path], out: Path, read: list[str]) -> list[str]:
     options = ["--memory", BUDGET, "--out", str(out), "--quiet"]
-    return [sys.executable, "-m", "lfm_torch.cli", "compare", *map(str, checkpoints), *model, *options]
+    return [sys.executable, "-m", "lfm_torch.cli", "compare", *map(str, checkpoints), *read, *options]
 
 
 def environment() -> dict[str, str]:
@@ -37,10 +41,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def run(checkpoints: list[Path], out: Path) -> tuple[float, int]:
+def run(checkpoints: list[Path], out: Path, read: list[str] = MODEL) -> tuple[float, int]:
     """Seconds and peak bytes of one run."""
     start = time.perf_counter()
-    process = subprocess.Popen(command(checkpoints, out), env=environment())
+    process = subprocess.Popen(command(checkpoints, out, read), env=environment())
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, status
     return time.perf_counter() - start, usage.ru_maxrss * 1024
@@ -50,12 +54,26 @@ def killed_run(checkpoints: list[Path], out: Path, seconds: float, kills: int) -
     """Start and kill at random moments, then let it end."""
     chance = random.Random(0)
     for k in range(kills):
-        process = subprocess.Popen(command(checkpoints, out), env=environment())
+        process = subprocess.Popen(command(checkpoints, out, MODEL), env=environment())
         time.sleep(chance.uniform(3, 3 + 1.2 * seconds / kills))
         process.send_signal(signal.SIGKILL)
         process.wait()
         print(f"kill {k + 1} of {kills}", flush=True)
     run(checkpoints, out)
+
+
+def save_activations(directory: Path, count: int) -> Path:
+    """Save ``count`` networks of one layer on 400 samples, 50 steps a run, a step a file."""
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=(400, 16))
+    for k in range(count):
+        folder = directory / f"seed{k // 50}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if k % 50 == 0:
+            own = generator.normal(size=base.shape)
+        values = base + (0.2 + k % 50 / 60) * own + 0.1 * generator.normal(size=base.shape)
+        np.savez(folder / f"epoch={k % 50}.npz", layer=values.astype(np.float32))
+    return directory
 
 
 def digest(out: Path) -> str:
@@ -90,6 +108,12 @@ def main() -> None:
             killed_run(folders, work / "killed", seconds, arguments.kills)
             assert digest(work / "killed") == table, "an interrupted run must end with the same bytes"
             rows.append({"what": f"killed {arguments.kills} times: the same bytes", **size})
+        count = 100 if arguments.quick else 1000
+        single = {"checkpoints": count, "layers": 1, "samples": 400, "pairs": count * (count + 1) // 2}
+        saved = [save_activations(work / "activations", count)]
+        for what in ("one layer each, from nothing", "one layer each, again"):
+            seconds, peak = run(saved, work / "single", ["--activations"])
+            rows.append({"what": what, "seconds": seconds, "peak MiB": peak / 2**20, **single})
         assert all(row.get("peak MiB", 0) < 2048 for row in rows)
         harness.write("compare" + ("-quick" if arguments.quick else ""), rows)
     finally:
