@@ -38,15 +38,9 @@ T combine(Mode mode, T forward, T backward) {
   }
 }
 
-template <class T>
-struct Edge {
-  int32_t node;
-  T weight;
-};
-
-// An edge on its way to its bucket: where it begins within its graph, and where it ends within the bucket, in one key.
+// An edge in its bucket: where it begins within its graph, and where it ends within the bucket, in one key.
 template <class K, class T>
-struct StagedEdge {
+struct Edge {
   K key;
   T weight;
 };
@@ -55,12 +49,24 @@ struct StagedEdge {
 // buckets are few enough to be written to all at once, and small enough to be sorted in the cache.
 template <class K, class T>
 struct Buckets {
-  using Key = K;
   int shift;
   int64_t rows, count;
-  std::vector<int64_t> first;
-  std::unique_ptr<StagedEdge<K, T>[]> edge;
+  std::vector<int64_t> first, start;  // edges of a bucket, and of a node once its bucket is sorted
+  std::unique_ptr<Edge<K, T>[]> edge;
   int64_t node(int64_t bucket) const { return std::min(rows, bucket << shift); }
+
+  // Puts the edges of a bucket in the order of the nodes in which they end.
+  void sort(int64_t bucket, std::vector<int64_t>& place, std::vector<Edge<K, T>>& sorted) {
+    const Edge<K, T>*begin = edge.get() + first[bucket], *end = edge.get() + first[bucket + 1];
+    const K low = (K{1} << shift) - 1;
+    place.assign((size_t{1} << shift) + 1, 0);
+    for (const auto* e = begin; e < end; ++e) ++place[(e->key & low) + 1];
+    std::partial_sum(place.begin(), place.end(), place.begin());
+    for (int64_t i = node(bucket); i < node(bucket + 1); ++i) start[i] = first[bucket] + place[i - node(bucket)];
+    sorted.resize(end - begin);
+    for (const auto* e = begin; e < end; ++e) sorted[place[e->key & low]++] = *e;
+    std::copy(sorted.begin(), sorted.end(), edge.get() + first[bucket]);
+  }
 };
 
 // Each worker owns a range of rows and, per bucket, a range of the slots, so that the order does not depend on the
@@ -94,8 +100,9 @@ Buckets<K, T> stage(const int64_t* index, const T* weight, int64_t rows, int64_t
     }
   }
   out.first[out.count] = total;
-  out.edge = uninitialized<StagedEdge<K, T>>(total);
-  StagedEdge<K, T>* staged = out.edge.get();
+  out.start.resize(rows);
+  out.edge = uninitialized<Edge<K, T>>(total);
+  Edge<K, T>* staged = out.edge.get();
   parallel_tasks(workers, [&](int64_t worker) {
     int64_t* slot = slots[worker].data();
     for (int64_t i = first_row(worker); i < first_row(worker + 1); ++i) {
@@ -110,37 +117,15 @@ Buckets<K, T> stage(const int64_t* index, const T* weight, int64_t rows, int64_t
   return out;
 }
 
-// The edges that end in the nodes of one bucket, node by node.
-template <class T>
-struct Incoming {
-  std::vector<int64_t> start, place;
-  std::vector<Edge<T>> edge;
-
-  template <class B>
-  void sort(const B& buckets, int64_t bucket) {
-    const int64_t nodes = buckets.node(bucket + 1) - buckets.node(bucket);
-    const auto *begin = buckets.edge.get() + buckets.first[bucket],
-               *end = buckets.edge.get() + buckets.first[bucket + 1];
-    const typename B::Key low = (typename B::Key{1} << buckets.shift) - 1;
-    start.assign(nodes + 1, 0);
-    for (const auto* e = begin; e < end; ++e) ++start[(e->key & low) + 1];
-    std::partial_sum(start.begin(), start.end(), start.begin());
-    place.assign(start.begin(), start.end());
-    edge.resize(end - begin);
-    for (const auto* e = begin; e < end; ++e)
-      edge[place[e->key & low]++] = {static_cast<int32_t>(e->key >> buckets.shift), e->weight};
-  }
-};
-
-// What a task needs: the edges that reach the nodes of a bucket, and for one node sets of the nodes at the other ends:
-// a bit each, and a bit for every word of them that is not empty.
-template <class T>
+// Sets of the nodes at the other ends of one node's edges: a bit each, and, where most words are empty, a bit for every
+// word that is not.
 struct Ends {
-  Incoming<T> incoming;
+  bool sparse;
   std::vector<uint64_t> forward, backward, joined, used;
   std::vector<int32_t> before;  // members of `joined` in the words before
-  explicit Ends(int64_t n)
-      : forward((n + 63) / 64, 0),
+  Ends(int64_t n, int64_t k)
+      : sparse(n > 128 * k),
+        forward((n + 63) / 64, 0),
         backward(forward.size(), 0),
         joined(forward.size()),
         used((forward.size() + 63) / 64, 0),
@@ -148,23 +133,26 @@ struct Ends {
 };
 
 // The edges of one node: those that leave it, and those that reach it.
-template <class T>
+template <class K, class T>
 struct Row {
+  using Value = T;
   const int64_t* index;
   const T* weight;
   int64_t k, base;
-  const Edge<T>*begin, *end;
+  const Edge<K, T>*begin, *end;
+  int shift;
+  int64_t from(const Edge<K, T>* e) const { return static_cast<int64_t>(e->key >> shift); }
 };
 
 // A node named twice counts once: the last of its edges. Those that reach a node come in ascending order.
-template <class T>
-bool is_last(const Row<T>& row, const Edge<T>* e) {
-  return e + 1 == row.end || e[1].node != e->node;
+template <class K, class T>
+bool is_last(const Row<K, T>& row, const Edge<K, T>* e) {
+  return e + 1 == row.end || e[1].key != e->key;
 }
 
 // How many edges the node has when the directions are joined.
-template <class T>
-int64_t count_row(const Row<T>& row, Mode mode, Ends<T>& ends) {
+template <class K, class T>
+int64_t count_row(const Row<K, T>& row, Mode mode, Ends& ends) {
   uint64_t* forward = ends.forward.data();
   const auto holds = [forward](int64_t node) { return static_cast<int64_t>(forward[node >> 6] >> (node & 63) & 1); };
   int64_t leaving = 0, reaching = 0, mutual = 0;
@@ -172,10 +160,10 @@ int64_t count_row(const Row<T>& row, Mode mode, Ends<T>& ends) {
     leaving += 1 - holds(row.index[e]);
     forward[row.index[e] >> 6] |= uint64_t{1} << (row.index[e] & 63);
   }
-  for (const Edge<T>* e = row.begin; e < row.end; ++e) {
+  for (const Edge<K, T>* e = row.begin; e < row.end; ++e) {
     if (!is_last(row, e)) continue;
     ++reaching;
-    mutual += holds(e->node);
+    mutual += holds(row.from(e));
   }
   for (int64_t e = 0; e < row.k; ++e) forward[row.index[e] >> 6] = 0;
   return mode == Mode::mutual ? mutual : leaving + reaching - mutual;
@@ -183,27 +171,32 @@ int64_t count_row(const Row<T>& row, Mode mode, Ends<T>& ends) {
 
 // Writes the joined edges in ascending order, whatever order they come in: the place of a node is the number of members
 // of the set before it. Nothing is sorted or merged, and all of it stays in the first cache.
-template <int kBytes, class T>
-LFM_INLINE void join_row_body(const Row<T>& row, Mode mode, Ends<T>& ends, int32_t* columns, T* values) {
+template <int kBytes, class R>
+LFM_INLINE void join_row_body(const R& row, Mode mode, Ends& ends, int32_t* columns, typename R::Value* values) {
+  using T = typename R::Value;
   uint64_t *forward = ends.forward.data(), *backward = ends.backward.data(), *joined = ends.joined.data();
   uint64_t* used = ends.used.data();
   int32_t* before = ends.before.data();
-  const auto insert = [used](uint64_t* set, int64_t node) __attribute__((always_inline)) {
-    set[node >> 6] |= uint64_t{1} << (node & 63);
-    used[node >> 12] |= uint64_t{1} << (node >> 6 & 63);
-  };
-  for (int64_t e = 0; e < row.k; ++e) insert(forward, row.index[e]);
-  for (const Edge<T>* e = row.begin; e < row.end; ++e) insert(backward, e->node);
   int32_t count = 0;
-  for (size_t u = 0; u < ends.used.size(); ++u) {
-    for (uint64_t bits = used[u]; bits; bits &= bits - 1) {
-      const size_t w = u * 64 + __builtin_ctzll(bits);
-      joined[w] = mode == Mode::mutual ? forward[w] & backward[w] : forward[w] | backward[w];
-      forward[w] = backward[w] = 0;
-      before[w] = count;
-      count += __builtin_popcountll(joined[w]);
+  const auto join = [&](size_t w) __attribute__((always_inline)) {
+    joined[w] = mode == Mode::mutual ? forward[w] & backward[w] : forward[w] | backward[w];
+    forward[w] = backward[w] = 0;
+    before[w] = count;
+    count += __builtin_popcountll(joined[w]);
+  };
+  const auto insert = [](uint64_t* set, int64_t node)
+                          __attribute__((always_inline)) { set[node >> 6] |= uint64_t{1} << (node & 63); };
+  for (int64_t e = 0; e < row.k; ++e) insert(forward, row.index[e]);
+  for (const auto* e = row.begin; e < row.end; ++e) insert(backward, row.from(e));
+  if (ends.sparse) {
+    for (int64_t e = 0; e < row.k; ++e) insert(used, row.index[e] >> 6);
+    for (const auto* e = row.begin; e < row.end; ++e) insert(used, row.from(e) >> 6);
+    for (size_t u = 0; u < ends.used.size(); ++u) {
+      for (uint64_t bits = used[u]; bits; bits &= bits - 1) join(u * 64 + __builtin_ctzll(bits));
+      used[u] = 0;
     }
-    used[u] = 0;
+  } else {
+    for (size_t w = 0; w < ends.forward.size(); ++w) join(w);
   }
   for (int32_t at = 0; at < count; ++at) values[at] = 0;
   // calls write(place) for a member, and for no one else
@@ -217,18 +210,18 @@ LFM_INLINE void join_row_body(const Row<T>& row, Mode mode, Ends<T>& ends, int32
       columns[at] = static_cast<int32_t>(row.base + row.index[e]);
       values[at] = combine(mode, row.weight[e], mode == Mode::mutual ? row.weight[e] : T(0));
     });
-  for (const Edge<T>* e = row.begin; e < row.end; ++e) {
+  for (const auto* e = row.begin; e < row.end; ++e) {
     if (!is_last(row, e)) continue;
-    visit(e->node, [&](int64_t at) __attribute__((always_inline)) {
-      columns[at] = static_cast<int32_t>(row.base + e->node);
+    visit(row.from(e), [&](int64_t at) __attribute__((always_inline)) {
+      columns[at] = static_cast<int32_t>(row.base + row.from(e));
       // a mean is the sum of halves, which are exact
       values[at] = mode == Mode::mean ? values[at] + e->weight / 2 : combine(mode, values[at], e->weight);
     });
   }
 }
 
-LFM_SIMD_DISPATCH(template <class T>, void, join_row,
-                  (const Row<T>& row, Mode mode, Ends<T>& ends, int32_t* columns, T* values),
+LFM_SIMD_DISPATCH(template <class R>, void, join_row,
+                  (const R& row, Mode mode, Ends& ends, int32_t* columns, typename R::Value* values),
                   (row, mode, ends, columns, values))
 
 template <class K, class T>
@@ -236,28 +229,30 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n;
   const int64_t* index = indices.const_data_ptr<int64_t>();
   const T* weight = weights.const_data_ptr<T>();
-  const Buckets<K, T> buckets = stage<K, T>(index, weight, rows, n, k, shift);
+  Buckets<K, T> buckets = stage<K, T>(index, weight, rows, n, k, shift);
 
   Tensor rowptr = torch::stable::new_empty(indices, {rows + 1});
   int64_t* pointer = rowptr.mutable_data_ptr<int64_t>();
   pointer[0] = 0;
   // body(number of a row, row, ends) for all rows; a few buckets a task, which share what they need
   const int64_t tasks = std::min<int64_t>(buckets.count, torch::stable::get_num_threads() * 16);
-  const auto over_rows = [&](const auto& body) {
+  const auto over_rows = [&](bool first_time, const auto& body) {
     parallel_tasks(tasks, [&](int64_t task) {
-      Ends<T> ends(n);
-      const Incoming<T>& incoming = ends.incoming;
+      Ends ends(n, k);
+      const Edge<K, T>* edge = buckets.edge.get();
+      std::vector<int64_t> place;
+      std::vector<Edge<K, T>> sorted;
       for (int64_t b = buckets.count * task / tasks; b < buckets.count * (task + 1) / tasks; ++b) {
-        ends.incoming.sort(buckets, b);
+        if (first_time) buckets.sort(b, place, sorted);
         for (int64_t i = buckets.node(b); i < buckets.node(b + 1); ++i) {
-          const int64_t* start = incoming.start.data() + (i - buckets.node(b));
-          const Edge<T>* edge = incoming.edge.data();
-          body(i, Row<T>{index + i * k, weight + i * k, k, i / n * n, edge + start[0], edge + start[1]}, ends);
+          const int64_t end = i + 1 < buckets.node(b + 1) ? buckets.start[i + 1] : buckets.first[b + 1];
+          body(i, Row<K, T>{index + i * k, weight + i * k, k, i / n * n, edge + buckets.start[i], edge + end, shift},
+               ends);
         }
       }
     });
   };
-  over_rows([&](int64_t i, const Row<T>& row, Ends<T>& ends) { pointer[i + 1] = count_row(row, mode, ends); });
+  over_rows(true, [&](int64_t i, const Row<K, T>& row, Ends& ends) { pointer[i + 1] = count_row(row, mode, ends); });
   std::partial_sum(pointer, pointer + rows + 1, pointer);
   Tensor col = torch::stable::new_empty(indices, {pointer[rows]}, ScalarType::Int);
   Tensor value = torch::stable::new_empty(weights, {pointer[rows]});
@@ -265,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   T* values = value.mutable_data_ptr<T>();
   prefer_large_pages(col);
   prefer_large_pages(value);
-  over_rows([&](int64_t i, const Row<T>& row, Ends<T>& ends) {
+  over_rows(false, [&](int64_t i, const Row<K, T>& row, Ends& ends) {
     join_row(row, mode, ends, columns + pointer[i], values + pointer[i]);
   });
   return {rowptr, col, value};
