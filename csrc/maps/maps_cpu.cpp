@@ -32,7 +32,7 @@ LFM_INLINE void gram_block(const T* R, int64_t rows, int64_t ld, int64_t i, int6
     V right[kVectors];
     for (int v = 0; v < kVectors; ++v) right[v] = simd::load<V>(R + k * ld + first + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const V left = simd::broadcast<V>(R[k * ld + i + r]);
+      const T left = R[k * ld + i + r];
       for (int v = 0; v < kVectors; ++v) sums[r][v] += left * right[v];
     }
   }

@@ -85,7 +85,7 @@ LFM_INLINE void multiply(const T* x, const T* y, int64_t depth, int64_t rows, in
     V right[kVectors];
     for (int v = 0; v < kVectors; ++v) right[v] = simd::load<V>(y + k * kWidth + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const V left = simd::broadcast<V>(x[k * kRows + r]);
+      const T left = x[k * kRows + r];
       for (int v = 0; v < kVectors; ++v) sums[r][v] += left * right[v];
     }
   }
