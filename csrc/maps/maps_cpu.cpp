@@ -23,9 +23,23 @@ struct Maps {
   T* out;
 };
 
-// on = sum_i G_ii^2 and off = sum_{i != j} G_ij^2 of G = R^T R, for R [rows, ld] padded with zero columns.
-template <class V, int kVectors, class T>
-LFM_INLINE void gram_block(const T* R, int64_t rows, int64_t ld, int64_t i, int64_t first, T& on, V& off) {
+template <class V, class T>
+LFM_INLINE T lanes_total(V v) {
+  T total = 0;
+  for (size_t lane = 0; lane < sizeof(V) / sizeof(T); ++lane) total += v[lane];
+  return total;
+}
+
+// Squares of a Gram matrix: on its diagonal, in the square blocks on the diagonal without it, and right of those.
+template <class V>
+struct Squares {
+  V on, beside, right;
+};
+
+// Rows i to i + kRows of G = R^T R for R [rows, ld], columns first to first + kVectors vectors. The first kDiagonal
+// vectors are of a block on the diagonal.
+template <int kVectors, int kDiagonal, class V, class T>
+LFM_INLINE void gram_block(const T* R, int64_t rows, int64_t ld, int64_t i, int64_t first, Squares<V>& squares) {
   constexpr int kLanes = sizeof(V) / sizeof(T);
   V sums[kRows][kVectors] = {};
   for (int64_t k = 0; k < rows; ++k) {
@@ -36,71 +50,89 @@ LFM_INLINE void gram_block(const T* R, int64_t rows, int64_t ld, int64_t i, int6
       for (int v = 0; v < kVectors; ++v) sums[r][v] += left * right[v];
     }
   }
+  T lanes[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<T>(lane);
+  const V lane = simd::load<V>(lanes);
   for (int r = 0; r < kRows; ++r) {
-    const int64_t lane = i + r - first;
-    if (lane >= 0 && lane < kVectors * kLanes) {
-      T row[kVectors * kLanes];
-      std::memcpy(row, sums[r], sizeof(row));
-      on += row[lane] * row[lane];
-      row[lane] = 0;
-      std::memcpy(sums[r], row, sizeof(row));
+    for (int v = 0; v < kVectors; ++v) {
+      const V square = sums[r][v] * sums[r][v];
+      if (v >= kDiagonal) {
+        squares.right += square;
+        continue;
+      }
+      const auto on = lane == static_cast<T>(i + r - first - v * kLanes);
+      squares.on += on ? square : V{};
+      squares.beside += on ? V{} : square;
     }
-    for (int v = 0; v < kVectors; ++v) off += sums[r][v] * sums[r][v];
   }
 }
 
-template <class V, class T>
-LFM_INLINE T lanes_total(V v) {
-  T total = 0;
-  for (size_t lane = 0; lane < sizeof(V) / sizeof(T); ++lane) total += v[lane];
-  return total;
+template <int kVectors, int kDiagonal, class V, class T>
+LFM_INLINE void gram_rest(int64_t vectors, const T* R, int64_t rows, int64_t ld, int64_t i, int64_t first,
+                          Squares<V>& squares) {
+  if (vectors == kVectors) return gram_block<kVectors, kDiagonal>(R, rows, ld, i, first, squares);
+  if constexpr (kVectors > std::max(kDiagonal, 1))
+    gram_rest<kVectors - 1, kDiagonal>(vectors, R, rows, ld, i, first, squares);
 }
 
+// on = sum_i G_ii^2 and off = sum_{i != j} G_ij^2 of G = R^T R, for R [rows, ld] padded with zero columns. G is
+// symmetric: what lies right of the blocks on the diagonal counts twice.
 template <int kBytes, class T>
 LFM_INLINE void gram_norms(const T* R, int64_t rows, int64_t columns, int64_t ld, T& on, T& off) {
   constexpr int kLanes = simd::kLanes<T, kBytes>, kMost = kBytes == 64 ? 4 : 2;
+  constexpr int kBlock = std::max(kLanes, kRows), kDiagonal = kBlock / kLanes;
   using V = simd::Vec<T, kLanes>;
-  on = 0;
-  V sum = {};
+  Squares<V> squares{};
   for (int64_t i = 0; i < columns; i += kRows) {
-    int64_t first = 0;
-    for (; first + kMost * kLanes <= ld; first += kMost * kLanes) gram_block<V, kMost>(R, rows, ld, i, first, on, sum);
-    for (; first < ld; first += kLanes) gram_block<V, 1>(R, rows, ld, i, first, on, sum);
+    int64_t first = i / kBlock * kBlock;
+    const int64_t vectors = std::min<int64_t>(kMost, (ld - first) / kLanes);
+    gram_rest<kMost, kDiagonal>(vectors, R, rows, ld, i, first, squares);
+    for (first += vectors * kLanes; first + kMost * kLanes <= ld; first += kMost * kLanes)
+      gram_block<kMost, 0>(R, rows, ld, i, first, squares);
+    if (first < ld) gram_rest<kMost - 1, 0>((ld - first) / kLanes, R, rows, ld, i, first, squares);
   }
-  off = lanes_total<V, T>(sum);
+  on = lanes_total<V, T>(squares.on);
+  off = lanes_total<V, T>(squares.beside) + 2 * lanes_total<V, T>(squares.right);
+}
+
+// Copies a map, padded with zeros, and sums over its entries; the copy then leaves out the first `skip` functions.
+template <int kBytes, class T>
+LFM_INLINE void copy_and_sum(const Maps<T>& p, const T* C, const T* b, const T* w, T* factors, T* rows, T* out) {
+  constexpr int kLanes = simd::kLanes<T, kBytes>;
+  using V = simd::Vec<T, kLanes>;
+  const auto [ys, m_y, xs, m_x] = p.sizes;
+  const T *a = factors, *u = factors + p.ld_x;
+  V carried = {}, weighted = {}, commutator = {};
+  for (int64_t j = 0; j < m_y; ++j) {
+    T* copy = rows + j * p.ld_x;
+    std::copy_n(C + j * xs * m_x, m_x, copy);
+    const T value = b[j], weight = w[j];
+    for (int64_t i = 0; i < p.ld_x; i += kLanes) {
+      const V entry = simd::load<V>(copy + i), square = entry * entry, gap = value - simd::load<V>(a + i);
+      carried += square;
+      weighted += weight * simd::load<V>(u + i) * square;
+      commutator += gap * gap * square;
+    }
+    std::fill_n(copy, j < p.skip ? m_x : std::min(p.skip, m_x), T(0));
+  }
+  out[kCarried] = lanes_total<V, T>(carried);
+  out[kWeighted] = lanes_total<V, T>(weighted);
+  out[kCommutator] = lanes_total<V, T>(commutator);
 }
 
 template <int kBytes, class T>
 LFM_INLINE void map_range_body(const Maps<T>& p, int64_t begin, int64_t end, T* buffer) {
   const auto [ys, m_y, xs, m_x] = p.sizes;
-  T *rows = buffer, *columns = buffer + m_y * p.ld_x;
+  T *rows = buffer, *columns = rows + m_y * p.ld_x, *factors = columns + m_x * p.ld_y;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t y = task / xs, x = task % xs;
-    const T* C = p.C + (y * m_y * xs + x) * m_x;
-    const T *a = p.evals_x + y * p.evals_x_step + x * m_x, *u = p.weight_x + y * p.weight_x_step + x * m_x;
-    const T* b = p.evals_y + (p.evals_y_shared ? y : task) * m_y;
-    const T* w = p.weight_y + (p.weight_y_shared ? y : task) * m_y;
-    T carried = 0, weighted = 0, commutator = 0;
-    for (int64_t j = 0; j < m_y; ++j) {
-      const T* row = C + j * xs * m_x;
-      T* copy = rows + j * p.ld_x;
-      T sum = 0, heat = 0, gap = 0;
-      for (int64_t i = 0; i < m_x; ++i) {
-        const T square = row[i] * row[i], difference = b[j] - a[i];
-        sum += square;
-        heat += u[i] * square;
-        gap += difference * difference * square;
-        copy[i] = i < p.skip ? 0 : row[i];
-        columns[i * p.ld_y + j] = j < p.skip ? 0 : row[i];
-      }
-      carried += sum;
-      weighted += w[j] * heat;
-      commutator += gap;
-    }
+    std::copy_n(p.evals_x + y * p.evals_x_step + x * m_x, m_x, factors);
+    std::copy_n(p.weight_x + y * p.weight_x_step + x * m_x, m_x, factors + p.ld_x);
     T* out = p.out + task * kEnergies;
-    out[kCarried] = carried;
-    out[kWeighted] = weighted;
-    out[kCommutator] = commutator;
+    copy_and_sum<kBytes>(p, p.C + (y * m_y * xs + x) * m_x, p.evals_y + (p.evals_y_shared ? y : task) * m_y,
+                         p.weight_y + (p.weight_y_shared ? y : task) * m_y, factors, rows, out);
+    for (int64_t i = 0; i < m_x; ++i)
+      for (int64_t j = 0; j < m_y; ++j) columns[i * p.ld_y + j] = rows[j * p.ld_x + i];
     const int64_t skip_y = std::min(p.skip, m_y), skip_x = std::min(p.skip, m_x);
     gram_norms<kBytes>(rows + skip_y * p.ld_x, m_y - skip_y, m_x, p.ld_x, out[kOnX], out[kOffX]);
     gram_norms<kBytes>(columns + skip_x * p.ld_y, m_x - skip_x, m_y, p.ld_y, out[kOnY], out[kOffY]);
@@ -137,7 +169,7 @@ Tensor map_energies_cpu(Tensor C, Tensor evals_x, Tensor evals_y, Tensor weight_
                     weight_y.size(1) == 1,
                     out.mutable_data_ptr<T>()};
     const int64_t tasks = std::min<int64_t>(pairs, torch::stable::get_num_threads() * 8);
-    const int64_t scratch = s.m_y * p.ld_x + s.m_x * p.ld_y;
+    const int64_t scratch = s.m_y * p.ld_x + s.m_x * p.ld_y + 2 * p.ld_x;
     Tensor buffers = torch::stable::new_zeros(C, {tasks, scratch});
     T* buffer = buffers.mutable_data_ptr<T>();
     parallel_tasks(tasks, [&](int64_t task) {
