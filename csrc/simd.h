@@ -11,9 +11,21 @@
 
 #define LFM_INLINE inline __attribute__((always_inline))
 
+// Instructions that the compilers do not find themselves are written as GCC takes them: Clang refuses registers wider
+// than those of the function in which they stand, even where that is to be inlined, and gets plain vector code.
+#if defined(__x86_64__) && !defined(__clang__)
+#define LFM_X86_ASM 1
+#else
+#define LFM_X86_ASM 0
+#endif
+
 #if defined(__x86_64__)
 #define LFM_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#if defined(__clang__)  // takes vectors as wide as they are written, and ignores what names a preference
+#define LFM_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")))
+#else
 #define LFM_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
+#endif
 #endif
 
 namespace lfm::simd {
@@ -52,7 +64,7 @@ inline Level level() {
 
 // 16-bit products added up in 32 bits by one instruction, at the AVX-512 level.
 inline bool has_vnni() {
-#if defined(__x86_64__)
+#if LFM_X86_ASM
   static const bool found = level() == Level::avx512 && allowed("vnni") && __builtin_cpu_supports("avx512vnni");
   return found;
 #else
@@ -81,7 +93,7 @@ LFM_INLINE void store(T* p, V v) {
 
 template <class V, class T>
 LFM_INLINE V broadcast(T value) {
-#if defined(__x86_64__)
+#if LFM_X86_ASM
   // GCC fills 64-bit lanes one by one
   if constexpr (sizeof(V) == 64 && std::is_same_v<T, uint64_t>) {
     V v;
@@ -95,7 +107,7 @@ LFM_INLINE V broadcast(T value) {
 // A vector of doubles from as many floats or doubles. (GCC splits the conversion to 512 bits in two and joins them.)
 template <class V, class In>
 LFM_INLINE V widened(In v) {
-#if defined(__x86_64__)
+#if LFM_X86_ASM
   if constexpr (sizeof(V) == 64 && sizeof(In) == 32) {
     V wide;
     asm("vcvtps2pd %1, %0" : "=v"(wide) : "v"(v));
@@ -108,7 +120,7 @@ LFM_INLINE V widened(In v) {
 // Keeps the compiler from fusing the product it hides with a following sum: where x == y, x s - y s must be exactly 0.
 template <class V>
 LFM_INLINE V rounded(V v) {
-#if defined(__x86_64__)
+#if LFM_X86_ASM
   asm("" : "+x"(v));
 #elif defined(__aarch64__)
   asm("" : "+w"(v));
@@ -122,7 +134,7 @@ LFM_INLINE V rounded(V v) {
 template <int kBytes, class V>
 LFM_INLINE unsigned lanes_not_above(V a, V b) {
   unsigned bits = 0;
-#if defined(__x86_64__)
+#if LFM_X86_ASM
   if constexpr (kBytes == 64) {
     uint16_t mask;
     asm("vcmpleps %2, %1, %0" : "=Yk"(mask) : "v"(a), "v"(b));
@@ -142,7 +154,7 @@ LFM_INLINE unsigned lanes_not_above(V a, V b) {
 // Writes the lanes whose bit is set, in order, to `out`, which has room for a whole vector; returns how many.
 template <int kBytes, class V, class T>
 LFM_INLINE int store_lanes(V v, unsigned bits, T* out) {
-#if defined(__x86_64__)
+#if LFM_X86_ASM
   if constexpr (kBytes == 64) {
     V packed;
     asm("vcompressps %1, %0 %{%2%}%{z%}" : "=v"(packed) : "v"(v), "Yk"(static_cast<uint16_t>(bits)));

@@ -9,6 +9,7 @@ import scipy.linalg
 import torch
 
 import lfm_torch as lfm
+from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.similarity import Maps, commutativity_error, orthogonality_error, spectral_distance
 
@@ -96,6 +97,21 @@ def test_errors_as_defined(m_y: int, m_x: int) -> None:
         for symmetric in (False, True):
             centered = lfm.lfm_similarity(fmap, symmetric=symmetric, centered=True)
             torch.testing.assert_close(centered, lfm.lfm_similarity(rest, symmetric=symmetric))
+
+
+def test_bases_rounded_to_tf32_move_the_default_measures_by_1e_5() -> None:
+    """What a GPU does with them at float32_matmul_precision "high", where sums stay in single precision."""
+    base = randn(400, 10)
+    points = [base + 0.3 * k * randn(400, 10, seed=k) for k in range(4)]
+    bases = [representation_basis(x, n_neighbors=60, n_basis=50) for x in points]
+    evecs, evals = torch.stack([b.evecs.mT for b in bases]).float(), torch.stack([b.evals for b in bases]).float()
+    bits = evecs.contiguous().view(torch.int32)
+    rounded = ((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)  # to nearest, ten bits of mantissa
+    assert 1e-4 < float((rounded / evecs - 1).abs().max()) < 2**-11 * 1.01
+    exact, coarse = (Maps.between(vectors, evals, vectors, evals) for vectors in (evecs, rounded))
+    for name in DEFAULT_MEASURES:
+        moved = (MAP_MEASURES[name].read(coarse) - MAP_MEASURES[name].read(exact)).abs().max()
+        assert 0 < float(moved) < 4e-5
 
 
 def test_all_pairs_at_once_are_the_single_maps() -> None:

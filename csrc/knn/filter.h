@@ -48,7 +48,7 @@ enum class Products {
 // sum += a b, added up over the features of each lane; with quads those of b are unsigned
 template <int kBytes, Products kProducts, class I>
 LFM_INLINE void add_products(I& sum, I a, I b) {
-#if defined(__x86_64__)
+#if LFM_X86_ASM
   if constexpr (kProducts == Products::quads_dot) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(b), "v"(a));
   } else if constexpr (kProducts == Products::pairs_dot) {

@@ -20,7 +20,7 @@ struct Refinement {
   Hits row_hits, column_hits;  // appended to, with room for all that was seen and a vector more
 };
 
-#if defined(__x86_64__)
+#if LFM_X86_ASM
 constexpr int kLinesTogether = 4;
 
 // Products of one line with up to four.

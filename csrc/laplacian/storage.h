@@ -30,7 +30,7 @@ LFM_INLINE V load_as(const S* from) {
     using Bits = Vec<uint16_t, kLanes>;
     if constexpr (std::is_same_v<S, Bfloat16>) {  // the upper half of a float32
       Vec<uint32_t, kLanes> wide;
-#if defined(__x86_64__)
+#if LFM_X86_ASM
       // vectors as wide as these occur in code for AVX2 and AVX-512 only
       if constexpr (kLanes == 16 || kLanes == 8) {
         asm("vpmovzxwd %1, %0" : "=v"(wide) : "m"(*reinterpret_cast<const Bits*>(from)));
@@ -43,7 +43,7 @@ LFM_INLINE V load_as(const S* from) {
       return v;
     } else {
       V v;
-#if defined(__x86_64__)
+#if LFM_X86_ASM
       // every processor with AVX2 has F16C
       if constexpr (kLanes == 16 || kLanes == 8) {
         asm("vcvtph2ps %1, %0" : "=v"(v) : "m"(*reinterpret_cast<const Bits*>(from)));
@@ -74,7 +74,7 @@ LFM_INLINE void store_as(S* into, V v) {
       const Wide mask = reinterpret_cast<const Wide&>(number);
       store(into, __builtin_convertvector((rounded_up & mask) | (~mask & 0x7FC0u), Bits));
     } else {
-#if defined(__x86_64__)
+#if LFM_X86_ASM
       if constexpr (kLanes == 16 || kLanes == 8) {
         asm("vcvtps2ph $0, %1, %0" : "=m"(*reinterpret_cast<Bits*>(into)) : "v"(v));
         return;

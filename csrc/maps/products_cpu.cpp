@@ -34,10 +34,9 @@ struct Products {
 template <class V, int kBlock, size_t... kLane>
 LFM_INLINE void exchange(V& a, V& b, std::index_sequence<kLane...>) {
   constexpr int kLanes = sizeof...(kLane);
-  const V upper = LFM_SHUFFLE(a, b, ((kLane & kBlock) ? kLanes + kLane - kBlock : kLane)...);
-  const V lower = LFM_SHUFFLE(a, b, ((kLane & kBlock) ? kLanes + kLane : kLane + kBlock)...);
-  a = upper;
-  b = lower;
+  V upper = a, lower = b;
+  a = LFM_SHUFFLE(upper, lower, ((kLane & kBlock) ? kLanes + kLane - kBlock : kLane)...);
+  b = LFM_SHUFFLE(upper, lower, ((kLane & kBlock) ? kLanes + kLane : kLane + kBlock)...);
 }
 
 template <int kBlock, class V, int kLanes>
