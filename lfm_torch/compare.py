@@ -115,6 +115,8 @@ def compare(
             if isinstance(chosen, DistributedEngine) and chosen.rank > 0:
                 result = chosen.serve(job)
                 return result
+            if kept is not None:
+                kept.open()
             run = _Run(job, kept, chosen, progress or (lambda stage, done, total: None), memory_budget)
             result = _finished(run, runs, started)
     finally:

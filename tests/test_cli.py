@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -381,6 +382,33 @@ def test_a_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str
     assert main([*COMPARE, "--out", "out", "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["stored"], plan["pairs"]) == (8, 0)
+
+
+def test_a_dry_run_says_what_cannot_be_compared_and_not_all_of_it(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "saved").mkdir()
+    for k in range(20):
+        (place / f"saved/m{k}.npz").write_bytes(b"no arrays")
+    assert main(["compare", "saved", "--activations", "--dry-run"]) == 3
+    shown = capsys.readouterr().out
+    assert "20 cannot be compared:" in shown
+    assert "and 14 more, --json lists them" in shown
+    assert len(shown.splitlines()) < 16
+
+
+def test_a_store_of_another_format_is_said_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMPARE, "--out", "out", "--quiet"]) == 0
+    with sqlite3.connect(place / "out/store/index.sqlite") as index:
+        index.execute("PRAGMA user_version = 1")
+    index.close()
+    capsys.readouterr()
+    for more in ((), ("--dry-run",)):
+        assert main([*COMPARE, "--out", "out", *more]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        (line,) = shown.err.splitlines()
+        assert "must be a store of format 2, got format 1; take another directory" in line
 
 
 def test_activations_need_neither_model_nor_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def _source(arguments: argparse.Namespace) -> Source:
 def _planned(arguments: argparse.Namespace, source: Source) -> int:
     """Say what there is to do; nothing is written."""
     directory = arguments.store or arguments.out / "store"
-    store = Store(directory) if (directory / INDEX).exists() and not arguments.no_store else None
+    store = Store(directory).open() if (directory / INDEX).exists() and not arguments.no_store else None
     names = ("n_neighbors", "n_basis", "metric", "weights")
     found = plan(source, Settings(tuple(measures_of(arguments)), *(getattr(arguments, name) for name in names)), store)
     if arguments.json:

@@ -67,8 +67,7 @@ class Store:
         directory: Where; made if missing.
 
     Raises:
-        ValueError: the directory holds another format, or something that is no store.
-        OSError: it cannot be made or written to.
+        OSError: the directory cannot be made or written to.
 
     Example:
         >>> import tempfile, torch
@@ -90,6 +89,16 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         # a worker elsewhere opens the same directory; the connection is the driver's
         return {"directory": self.directory, "_connection": None}
+
+    def open(self) -> Store:
+        """Open the index now rather than when it is first needed, so that what is wrong with it is said once.
+
+        Raises:
+            ValueError: the directory holds another format, or something that is no store.
+            OSError: the index cannot be written.
+        """
+        _ = self._index
+        return self
 
     def path(self, key: str) -> Path:
         """Return the file of a piece."""

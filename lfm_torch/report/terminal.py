@@ -12,6 +12,7 @@ import torch
 from lfm_torch.report.scales import chance_of, name_of, shown_chance
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
@@ -94,14 +95,22 @@ def print_plan(plan: Plan) -> None:
             f"about {_duration(plan.seconds)} on this machine, reading and running the models not counted; "
             f"the store grows by about {shown_size(plan.store_bytes)}"
         )
-    for problem in plan.problems:
-        console.print(f"not to be compared: {problem}", style="yellow", soft_wrap=True)
+    _print_failures(console, "cannot be compared", plan.problems, "--json lists them")
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print_failures(console: Console, what: str, failures: Sequence[object], others: str) -> None:
+    if failures:
+        console.print(f"{len(failures):,} {what}:", style="bold yellow")
+        for failure in failures[:_SHOWN_FAILURES]:
+            console.print(f"  {failure}", style="yellow", soft_wrap=True)
+        if len(failures) > _SHOWN_FAILURES:
+            console.print(f"  and {len(failures) - _SHOWN_FAILURES:,} more, {others}", style="yellow")
 
 
 def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Sequence[str] = ()) -> None:
@@ -119,11 +128,7 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
     if trajectory is not None:
         console.print(trajectory)
     if comparison.failures:
-        console.print(f"{len(comparison.failures)} not compared:", style="bold yellow")
-        for failure in comparison.failures[:_SHOWN_FAILURES]:
-            console.print(f"  {failure}", style="yellow", soft_wrap=True)
-        if len(comparison.failures) > _SHOWN_FAILURES:
-            console.print(f"  and {len(comparison.failures) - _SHOWN_FAILURES} more, see the report", style="yellow")
+        _print_failures(console, "not compared", comparison.failures, "see the report")
         console.print()
     if written:
         console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
