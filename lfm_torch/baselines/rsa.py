@@ -77,7 +77,9 @@ def _ranks(values: Tensor) -> Tensor:
     """Ranks along the last dimension, ties sharing the mean of theirs."""
     # distances equal up to rounding are ties: neither their order nor that of a rotated copy means anything
     rounded = (values.detach() / values.detach().amax(-1, keepdim=True).clamp_min(1e-300) * 2**40).round()
-    ordered = rounded.sort(-1).values.contiguous()
-    first = torch.searchsorted(ordered, rounded.contiguous())
-    last = torch.searchsorted(ordered, rounded.contiguous(), right=True)
-    return (first + last - 1).to(values.dtype) / 2
+    ordered, order = rounded.sort(-1)
+    places = torch.arange(rounded.shape[-1], device=values.device).expand_as(ordered)
+    ends = torch.nn.functional.pad(ordered[..., 1:] != ordered[..., :-1], (1, 1), value=True)
+    first = torch.where(ends[..., :-1], places, 0).cummax(-1).values
+    last = torch.where(ends[..., 1:], places, places.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return torch.zeros_like(values).scatter_(-1, order, (first + last).to(values.dtype) / 2)
