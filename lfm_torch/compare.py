@@ -27,7 +27,7 @@ from lfm_torch.jobs import memory
 from lfm_torch.jobs.blocks import all_pairs, chance_levels
 from lfm_torch.jobs.engines import DistributedEngine, Engine, make_engine
 from lfm_torch.jobs.pieces import Job, quiet_workers
-from lfm_torch.jobs.store import Store
+from lfm_torch.jobs.store import Store, Waiting
 from lfm_torch.jobs.tasks import MemoryPieces, Reduced, Reduction, Settings
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric, default_n_neighbors
@@ -188,6 +188,10 @@ def _checkpoints_of(
     return in_order(found) if any(checkpoint.step is not None for checkpoint in found) else found
 
 
+def _pieces_of(reduced: Sequence[Reduced]) -> list[tuple[str, dict[str, Any]]]:
+    return [(key, {"kind": kind, **entry.info}) for entry in reduced for kind, key in entry.keys.items()]
+
+
 @dataclass
 class _Run:
     """One comparison on its way: what is done, and where to."""
@@ -208,6 +212,8 @@ class _Run:
             identities, reduced[name] = self._present(name, failures[name])
             if identities is None or identities:
                 tasks.append(Reduction(name, identities))
+        if self.store is not None:
+            self.store.keep(_pieces_of([entry for entries in reduced.values() for entry in entries]))
         done = len(names) - len(tasks)
         self.progress("representations", done, len(names))
         if done:
@@ -261,15 +267,15 @@ class _Run:
         failures: dict[str, list[Failure]],
         limit: int | None = 1,
     ) -> Iterator[int | None]:
-        for index, (found, failed) in self.engine.run(self.job, tasks, limit=limit):
-            name = tasks[index].checkpoint
-            failures[name] += failed
-            reduced[name] = sorted((*reduced[name], *found), key=lambda entry: entry.place)
-            if self.store is not None:
-                self.store.keep((key, {"kind": k, **e.info}) for e in found for k, key in e.keys.items())
-            for failure in failed:
-                logger.warning("not compared: %s", failure)
-            yield found[0].n if found else None
+        with Waiting(None if self.store is None else self.store.keep) as waiting:
+            for index, (found, failed) in self.engine.run(self.job, tasks, limit=limit):
+                name = tasks[index].checkpoint
+                failures[name] += failed
+                reduced[name] = sorted((*reduced[name], *found), key=lambda entry: entry.place)
+                waiting.add(_pieces_of(found))
+                for failure in failed:
+                    logger.warning("not compared: %s", failure)
+                yield found[0].n if found else None
 
     def _readers(self, n: int | None) -> int | None:
         """How many checkpoints may be reduced side by side: as many as source and memory allow."""

@@ -321,6 +321,20 @@ def test_blocks_without_room_are_made_smaller_and_then_reported(
     assert_same_bits(compared(runs, tmp_path / "store"), wanted)  # what failed was not stored
 
 
+def test_what_is_used_again_is_not_pruned_for_its_age(runs: Path, tmp_path: Path, worked: list[Any]) -> None:
+    compared(runs, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    for table in ("pieces", "pairs", "numbered", "draws"):
+        store._index.execute(f"UPDATE {table} SET used = 100")
+    compared(runs, tmp_path / "store")
+    before = len(store.ls()), store.n_values()
+    store.prune(unused_days=1)
+    assert (len(store.ls()), store.n_values()) == before
+    worked.clear()
+    compared(runs, tmp_path / "store")
+    assert worked == []
+
+
 def test_engines_that_cannot_be_had_say_why(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="store must be a directory that all workers see for engine='ray'"):
         compared(runs, engine="ray")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from lfm_torch.jobs.engines import Engine
 from lfm_torch.jobs.fingerprints import digest, library_digest
 from lfm_torch.jobs.pair_values import Row
 from lfm_torch.jobs.pieces import Job
-from lfm_torch.jobs.store import Store
+from lfm_torch.jobs.store import Store, Waiting
 from lfm_torch.jobs.tasks import Block, Chance, Group, Reduced
 from lfm_torch.measures import MEASURES
 
@@ -32,8 +31,6 @@ _COLUMNS = {"cpu": 1024, "cuda": 8192}
 _STATES = 8
 # groups a side of the squares of blocks that are done one after the other: each group is read once for a square
 _SQUARE = 8
-# seconds between two transactions: what a killed run may lose of the finished pairs
-_SAVE_EVERY = 0.5
 
 
 def all_pairs(
@@ -177,19 +174,11 @@ def _rectangles(wanted: Array) -> Iterator[tuple[Array, Array]]:
 def _computed(job: Job, store: Store | None, engine: Engine, pairs: Pairs) -> Iterator[tuple[int, list[Failure]]]:
     columns = _COLUMNS[torch.device(job.device).type]
     blocks = list(pairs.blocks(max(1, columns // job.settings.n_basis) if pairs.kind == "basis" else _STATES))
-    waiting: list[Row] = []
-    saved = time.monotonic()
-    try:
+    with Waiting(None if store is None else store.pairs.write) as waiting:
         for index, (found, failed) in engine.run(job, [placed.block for placed in blocks]):
             done, stored = pairs.place(blocks[index], found)
-            waiting += stored
-            if store is not None and time.monotonic() - saved > _SAVE_EVERY:
-                store.pairs.write(waiting)
-                waiting, saved = [], time.monotonic()
+            waiting.add(stored)
             yield done, failed
-    finally:
-        if store is not None and waiting:
-            store.pairs.write(waiting)
 
 
 def chance_levels(
@@ -211,14 +200,12 @@ def chance_levels(
         parts = [missing[start : start + _CHANCE_TASK] for start in range(0, len(missing), _CHANCE_TASK)]
         keys = [tuple(reduced[i].keys[kind] for i in part) for part in parts]
         tasks = [Chance(kind, tuple(measures), of_part, reduced[0].n, draws) for of_part in keys]
-        for index, found in engine.run(job, tasks):
-            rows = []
-            for i, drawn in zip(parts[index], found, strict=True):
-                for measure, numbers in drawn.items():
-                    values[measure][i] = torch.tensor(numbers, dtype=torch.float64)
-                    rows.append((names[i], measure, np.array(numbers).tobytes()))
-            if store is not None:
-                store.put_draws(rows)
+        with Waiting(None if store is None else store.put_draws) as waiting:
+            for index, found in engine.run(job, tasks):
+                for i, drawn in zip(parts[index], found, strict=True):
+                    for measure, numbers in drawn.items():
+                        values[measure][i] = torch.tensor(numbers, dtype=torch.float64)
+                        waiting.add([(names[i], measure, np.array(numbers).tobytes())])
     for name in settings.measures:
         if not MEASURES[name].paired:  # the order of rows is nothing to it: there is no chance level
             values[name].fill_(math.nan)

@@ -27,6 +27,8 @@ from lfm_torch.jobs.pair_values import DAY, SCHEMA, PairValues, days, parts_of
 FORMAT = 2
 INDEX = "index.sqlite"
 PIECES = "pieces"
+# seconds between two transactions: what a killed run may lose of what is finished
+_SAVE_EVERY = 0.5
 # a temporary file this old belongs to no process that still writes it
 _ABANDONED = 3600
 _SCHEMA = """
@@ -172,14 +174,17 @@ class Store:
             index.execute("DELETE FROM pieces WHERE key = ?", (key,))
 
     def keep(self, pieces: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """Enter pieces (key and info) in the index as used today."""
+        """Enter pieces (key and info) in the index as used today, those that are not."""
+        today = days()
+        known = {row[0] for row in self._index.execute("SELECT key FROM pieces WHERE used = ?", (today,))}
         rows = []
         for key, info in pieces:
             path = self.path(key)
-            if path.exists():
-                rows.append((key, info["kind"], info["title"], path.stat().st_size, days()))
-        with self._transaction() as index:
-            index.executemany("INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?, ?)", rows)
+            if key not in known and path.exists():
+                rows.append((key, info["kind"], info["title"], path.stat().st_size, today))
+        if rows:
+            with self._transaction() as index:
+                index.executemany("INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?, ?)", rows)
 
     @property
     def pairs(self) -> PairValues:
@@ -341,6 +346,42 @@ class Store:
             if isinstance(error, sqlite3.OperationalError):
                 raise OSError(f"{self.directory / INDEX} could not be written: {error}") from error
             raise
+
+
+class Waiting:
+    """Rows on their way to a store, written together twice a second: a transaction takes as long as a thousand rows.
+
+    A context: what waits is written at its end, also where that is an interruption.
+
+    Args:
+        write: Writes a list of rows; None where there is no store.
+    """
+
+    def __init__(self, write: Callable[[list[Any]], None] | None) -> None:
+        self._write = write
+        self._rows: list[Any] = []
+        self._written = time.monotonic()
+
+    def add(self, rows: Iterable[Any]) -> None:
+        """Let rows wait, or write them with those that waited long enough."""
+        if self._write is None:
+            return
+        self._rows += rows
+        if time.monotonic() - self._written > _SAVE_EVERY:
+            self._flush(self._write)
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._write is not None:
+            self._flush(self._write)
+
+    def _flush(self, write: Callable[[list[Any]], None]) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            write(rows)
+        self._written = time.monotonic()
 
 
 def _opened(path: Path) -> sqlite3.Connection:
