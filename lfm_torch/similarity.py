@@ -52,6 +52,7 @@ class Maps:
     def __init__(self, C: Tensor, evals_x: Tensor, evals_y: Tensor) -> None:
         self.C, self.evals_x, self.evals_y = C, evals_x, evals_y
         self._taken: dict[tuple[int, float], Energies] = {}
+        self._decays: dict[float, tuple[Tensor, Tensor]] = {}
         self._swapped = False
 
     @classmethod
@@ -68,7 +69,7 @@ class Maps:
     def between(cls, evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor) -> Maps:
         """Take the maps from every x to every y by one product: ``evecs [A or B, m, n]`` (transposed), ``evals``.
 
-        On the CPU a map depends on its two bases alone, to the last bit.
+        On the CPU a map depends on its two bases alone, to the last bit (with the compiled kernels).
         """
         product = inner_products(evecs_y.flatten(0, 1), evecs_x.flatten(0, 1))
         C = product.view(*evecs_y.shape[:2], *evecs_x.shape[:2])
@@ -78,7 +79,7 @@ class Maps:
     def swapped(self) -> Maps:
         """The adjoint maps, from y to x; readings keep the order ``[A, B]``."""
         other = Maps(self.C, self.evals_x, self.evals_y)
-        other._taken, other._swapped = self._taken, not self._swapped
+        other._taken, other._decays, other._swapped = self._taken, self._decays, not self._swapped
         return other
 
     @property
@@ -88,7 +89,9 @@ class Maps:
 
     def decays(self, time: float) -> tuple[Tensor, Tensor]:
         """Return ``exp(-t a)`` of x and ``exp(-t b)`` of y."""
-        return _decays(self.evals_x, time), _decays(self.evals_y, time)
+        if time not in self._decays:
+            self._decays[time] = _decays(self.evals_x, time), _decays(self.evals_y, time)
+        return self._decays[time]
 
     def energies(self, *, skip: int = 0, time: float = HEAT_TIME) -> Energies:
         """Return the sums; the Gram matrices leave out the first ``skip`` functions of both spaces."""
@@ -97,6 +100,11 @@ class Maps:
             self._taken[skip, time] = Energies(*sums.unbind(-1))
         e = self._taken[skip, time]
         return replace(e, on_x=e.on_y, off_x=e.off_y, on_y=e.on_x, off_y=e.off_x) if self._swapped else e
+
+    def totals(self, *, time: float = HEAT_TIME) -> Energies:
+        """Return the sums for a reading that needs no Gram matrix: those of any ``skip`` that were taken already."""
+        taken = next((skip for skip, at in self._taken if at == time), 1)
+        return self.energies(skip=taken, time=time)
 
 
 def _decays(evals: Tensor, time: float) -> Tensor:
@@ -135,7 +143,7 @@ def _root(value: Tensor) -> Tensor:
 
 def overlap(maps: Maps) -> Tensor:
     """Read :func:`subspace_overlap` from maps."""
-    return maps.energies().carried / min(maps.sizes)
+    return maps.totals().carried / min(maps.sizes)
 
 
 def heat(maps: Maps, *, time: float = HEAT_TIME) -> Tensor:
@@ -143,7 +151,7 @@ def heat(maps: Maps, *, time: float = HEAT_TIME) -> Tensor:
     if not 0 <= time < math.inf:
         raise ValueError(f"time must be finite and not negative, got {time}")
     own_x, own_y = (decays.square().sum(-1) for decays in maps.decays(time))
-    return maps.energies(time=time).heat / (own_x * own_y).sqrt()
+    return maps.totals(time=time).heat / (own_x * own_y).sqrt()
 
 
 def orthogonality(maps: Maps) -> Tensor:
@@ -156,7 +164,7 @@ def orthogonality(maps: Maps) -> Tensor:
 
 def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
     """Read :func:`commutativity_error` from maps."""
-    e = maps.energies()
+    e = maps.totals()
     carried, commutator = e.carried, e.commutator
     if centered:
         # what the first functions carry, taken out: a row and a column of every map

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
+from typing import Any
 
 import pytest
 import scipy.linalg
@@ -10,6 +13,7 @@ import torch
 
 import lfm_torch as lfm
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES
+from lfm_torch.ops import map_energies
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.similarity import Maps, commutativity_error, orthogonality_error, spectral_distance
 
@@ -112,6 +116,22 @@ def test_bases_rounded_to_tf32_move_the_default_measures_by_1e_5() -> None:
     for name in DEFAULT_MEASURES:
         moved = (MAP_MEASURES[name].read(coarse) - MAP_MEASURES[name].read(exact)).abs().max()
         assert 0 < float(moved) < 4e-5
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(DEFAULT_MEASURES)))
+def test_the_default_measures_take_one_pass(order: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(*args: Any) -> torch.Tensor:
+        calls.append(args[-1])
+        return map_energies(*args)
+
+    monkeypatch.setattr(sys.modules[Maps.__module__], "map_energies", counted)
+    evecs, evals = torch.linalg.qr(randn(3, 40, 6)).Q.mT, randn(3, 6).abs()
+    maps = Maps.between(evecs, evals, evecs, evals)
+    for name in order:
+        MAP_MEASURES[name].read(maps)
+    assert calls == [1]
 
 
 def test_all_pairs_at_once_are_the_single_maps() -> None:

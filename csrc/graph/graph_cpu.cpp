@@ -234,7 +234,8 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
   Tensor rowptr = torch::stable::new_empty(indices, {rows + 1});
   int64_t* pointer = rowptr.mutable_data_ptr<int64_t>();
   pointer[0] = 0;
-  // body(number of a row, row, ends) for all rows; a few buckets a task, which share what they need
+  // body(number of a row, row, ends) for all rows; a few buckets a task, which share what they need. The first time
+  // over sorts each bucket just before its rows are read, while it is in the cache.
   const int64_t tasks = std::min<int64_t>(buckets.count, torch::stable::get_num_threads() * 16);
   const auto over_rows = [&](bool first_time, const auto& body) {
     parallel_tasks(tasks, [&](int64_t task) {

@@ -18,9 +18,10 @@ namespace {
 // One packed panel of x stays in the first-level cache, a chunk of y in the second.
 constexpr int64_t kDepthBytes = 1024;
 constexpr int64_t kChunkRows = 504, kChunkColumns = 512;
-// Rows of x that are summed at once: 12, or 6 where there are 16 registers; fewer at the end.
+// Rows of x that are summed at once: 12, or 6 where there are 16 registers; fewer at the end. Columns: two registers.
+constexpr int64_t kPanelRows = 12, kPanelColumns = 32;
 template <int kBytes>
-inline constexpr int kMostRows = kBytes == 64 ? 12 : 6;
+inline constexpr int kMostRows = kBytes == 64 ? kPanelRows : kPanelRows / 2;
 constexpr int kFewRows = 2;
 
 template <class T>
@@ -172,9 +173,10 @@ Tensor inner_products_cpu(Tensor x, Tensor y) {
   const int64_t threads = torch::stable::get_num_threads();
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   int64_t down = ceil_div(x_rows, kChunkRows), across = ceil_div(y_rows, kChunkColumns);
-  if (down * across < threads) across = std::min(ceil_div(threads, down), ceil_div(y_rows, 32));
-  if (down * across < threads) down = std::min(ceil_div(threads, across), ceil_div(x_rows, 12));
-  const int64_t height = ceil_div(ceil_div(x_rows, down), 12) * 12, width = ceil_div(ceil_div(y_rows, across), 32) * 32;
+  if (down * across < threads) across = std::min(ceil_div(threads, down), ceil_div(y_rows, kPanelColumns));
+  if (down * across < threads) down = std::min(ceil_div(threads, across), ceil_div(x_rows, kPanelRows));
+  const int64_t height = ceil_div(ceil_div(x_rows, down), kPanelRows) * kPanelRows;
+  const int64_t width = ceil_div(ceil_div(y_rows, across), kPanelColumns) * kPanelColumns;
   down = ceil_div(x_rows, height);
   across = ceil_div(y_rows, width);
   dispatch_floating("x", x, [&](auto* type) {
@@ -183,7 +185,8 @@ Tensor inner_products_cpu(Tensor x, Tensor y) {
     parallel_tasks(down * across, [&](int64_t task) {
       const int64_t row = task / across * height, column = task % across * width;
       // filled before it is read; of the thread that reads it
-      auto buffer = uninitialized<T>((kChunkRows + 12 + kChunkColumns + 32) * (kDepthBytes / sizeof(T)));
+      auto buffer =
+          uninitialized<T>((kChunkRows + kPanelRows + kChunkColumns + kPanelColumns) * (kDepthBytes / sizeof(T)));
       product_chunk(p, row, std::min(height, x_rows - row), column, std::min(width, y_rows - column), buffer.get());
     });
   });

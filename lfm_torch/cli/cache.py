@@ -8,9 +8,8 @@ import json
 import time
 from pathlib import Path
 
+from lfm_torch.jobs.pair_values import DAY
 from lfm_torch.jobs.store import INDEX, Store, parse_size, shown_size
-
-_DAY = 86400
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +46,7 @@ def _ls(store: Store, arguments: argparse.Namespace) -> int:
         print(json.dumps({"pieces": [dataclasses.asdict(piece) for piece in pieces], "values": n_values}, indent=2))
     elif not arguments.quiet:
         for piece in pieces:
-            used = time.strftime("%Y-%m-%d", time.gmtime(piece.used * _DAY))
+            used = time.strftime("%Y-%m-%d", time.gmtime(piece.used * DAY))
             print(f"{shown_size(piece.bytes):>10}  {used}  {piece.kind:<7} {piece.title}")
         print(f"{len(pieces)} pieces, {n_values} values of pairs, {shown_size(store.size())} in all")
     return 0

@@ -7,7 +7,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,12 @@ from torch import Tensor
 from lfm_torch.comparison import Failure
 from lfm_torch.jobs.engines import Engine
 from lfm_torch.jobs.fingerprints import digest, library_digest
-from lfm_torch.jobs.pair_values import Row
+from lfm_torch.jobs.pair_values import Array, Row
 from lfm_torch.jobs.pieces import Job
 from lfm_torch.jobs.store import Store, Waiting
 from lfm_torch.jobs.tasks import Block, Chance, Group, Reduced
 from lfm_torch.measures import MEASURES
 
-Array = np.ndarray[Any, Any]
 _CHANCE_DRAWS = 100
 _CHANCE_TASK = 8
 # columns of bases a side of a block: large enough for a matrix product, small enough for the caches
@@ -98,8 +96,7 @@ class Pairs:
         """Take the values that are in the store and return the number of pairs that have them all."""
         if store is None:
             return 0
-        names = [bytes.fromhex(digest(self.kind, e.contents[self.kind], library_digest()))[:20] for e in self.members]
-        self._numbers = store.pairs.numbers(names)
+        self._numbers = store.pairs.numbers([_name(self.kind, entry.contents[self.kind]) for entry in self.members])
         known = self.missing.copy()
         for name, values in self.values.items():
             values[:] = store.pairs.read(name, self._numbers, values.dtype)
@@ -194,7 +191,7 @@ def chance_levels(
     values = {name: torch.full((len(reduced), draws), math.nan, dtype=torch.float64) for name in settings.measures}
     for kind in settings.kinds:
         measures = settings.measures_of(kind)
-        names = [_chance_name(kind, entry.contents[kind], draws) for entry in reduced]
+        names = [_name("chance", kind, entry.contents[kind], draws) for entry in reduced]
         present = set() if store is None else _stored_chance(store, names, measures, values)
         missing = [i for i in range(len(reduced)) if i not in present]
         parts = [missing[start : start + _CHANCE_TASK] for start in range(0, len(missing), _CHANCE_TASK)]
@@ -225,5 +222,6 @@ def _stored_chance(
     return present
 
 
-def _chance_name(kind: str, content: str, draws: int) -> bytes:
-    return bytes.fromhex(digest("chance", kind, content, draws, library_digest()))[:20]
+def _name(*parts: str | int) -> bytes:
+    """Name what values are of, in the index: by its content and the code that reads it."""
+    return bytes.fromhex(digest(*parts, library_digest()))[:20]

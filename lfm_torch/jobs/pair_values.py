@@ -85,15 +85,15 @@ class PairValues:
         for block in np.unique(numbers // SIDE).tolist():
             places = np.flatnonzero(numbers // SIDE == block)
             sides[block] = places, numbers[places] % SIDE
-        stale = []
+        stale, today = [], days()
         for row, column, content, crc, used in self._blocks(measure, list(sides)):
             # a block that is not what was written is as good as absent: it is computed again
             if column not in sides or zlib.crc32(content) != crc:
                 continue
             (rows, of_row), (columns, of_column) = sides[row], sides[column]
             values[np.ix_(rows, columns)] = _unpacked(content)[np.ix_(of_row, of_column)]
-            if used != days():
-                stale.append((days(), measure, row, column))
+            if used != today:
+                stale.append((today, measure, row, column))
         if stale:
             with self._transaction() as index:
                 index.executemany("UPDATE pairs SET used = ? WHERE measure = ? AND row = ? AND col = ?", stale)

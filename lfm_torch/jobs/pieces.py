@@ -9,7 +9,6 @@ of pairs it is computed in; which of the two comes first is decided by their con
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import threading
 import time
@@ -119,9 +118,9 @@ def _read_side(job: Job, kind: str, group: Group) -> _Side:
         # copied to where torch allocates: BLAS may round by the alignment, which a file does not keep
         states = (tuple(tensors[str(i)].to(job.device, copy=True) for i in range(len(tensors))) for tensors in found)
         return _Side(none, none, tuple(states))
-    dtype = functools.reduce(torch.promote_types, [tensors["evals"].dtype for tensors in found])
-    evals = torch.stack([tensors["evals"].to(job.device, dtype) for tensors in found])
-    evecs = torch.stack([tensors["evecs"].to(job.device, dtype) for tensors in found])
+    # a group is of one precision
+    evals = torch.stack([tensors["evals"].to(job.device) for tensors in found])
+    evecs = torch.stack([tensors["evecs"].to(job.device) for tensors in found])
     return _Side(evals, evecs, ())
 
 
@@ -243,10 +242,10 @@ def compare_block(job: Job, task: Block) -> tuple[dict[str, Tensor], list[Failur
             raise
         reason = _checks.one_line(error)
     if len(task.rows) * len(task.columns) > 1:
-        first, second = task.split()
-        (values, failed), (others, also_failed) = compare_block(job, first), compare_block(job, second)
-        side = 1 if len(task.rows) >= len(task.columns) else 2
-        return {name: torch.cat([values[name], others[name]], side) for name in values}, failed + also_failed
+        side, halves = task.halves()
+        found = [compare_block(job, half) for half in halves]
+        values = {name: torch.cat([of_half[name] for of_half, _ in found], 1 + side) for name in task.measures}
+        return values, [failure for _, failed in found for failure in failed]
     if job.device != "cpu":
         return compare_block(dataclasses.replace(job, device="cpu", _cache=None), task)
     nothing = torch.full((2, 1, 1), math.nan)

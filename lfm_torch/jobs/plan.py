@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,39 +83,42 @@ def _identities(source: Source, name: str, store: Store | None) -> tuple[dict[st
 
 
 def _seconds_of_a_basis(n: int, settings: Settings) -> float:
-    """Time graph and basis of random points on one thread; beyond the trial's size they grow with n squared."""
+    """Time graph and basis of random points; beyond the trial's size they grow with n squared."""
     if not settings.map_measures:
         return 0.0
     trial = min(n, _TRIAL)
     neighbors = None if settings.n_neighbors is None else min(settings.n_neighbors, trial - 1)
     x = torch.randn(trial, _TRIAL_WIDTH, generator=torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        started = time.perf_counter()
+    n_basis = min(settings.n_basis, trial - 1)
+
+    def reduce() -> None:
         representation_basis(
-            x,
-            n_neighbors=neighbors,
-            n_basis=min(settings.n_basis, trial - 1),
-            metric=settings.metric,
-            weights=settings.weights,
+            x, n_neighbors=neighbors, n_basis=n_basis, metric=settings.metric, weights=settings.weights
         )
-        return (time.perf_counter() - started) * (n / trial) ** 2
-    finally:
-        torch.set_num_threads(threads)
+
+    return _seconds(reduce) * (n / trial) ** 2
 
 
 def _seconds_of_a_pair(n: int, settings: Settings) -> float:
-    """Time a small block of maps and their readings, on one thread as workers do, for one pair."""
-    trial, side = min(n, _TRIAL), 8
+    """Time a small block of maps and their readings, for one pair."""
+    trial, side, times = min(n, _TRIAL), 8, 3
     evecs = torch.randn(side, settings.n_basis, trial, generator=torch.Generator().manual_seed(0))
     evals = torch.zeros(side, settings.n_basis)
+
+    def compare() -> None:
+        for _ in range(times):
+            Maps.between(evecs, evals, evecs, evals).totals()
+
+    return _seconds(compare) / (times * side**2) * (n / trial)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """Time work on one thread, as workers do it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         started = time.perf_counter()
-        for _ in range(3):
-            Maps.between(evecs, evals, evecs, evals).energies()
-        return (time.perf_counter() - started) / (3 * side**2) * (n / trial)
+        work()
+        return time.perf_counter() - started
     finally:
         torch.set_num_threads(threads)

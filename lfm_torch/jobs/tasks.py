@@ -165,20 +165,21 @@ class Block:
     rows: tuple[int, ...]
     columns: tuple[int, ...]
 
-    def split(self) -> tuple[Block, Block]:
-        """Halve the longer side; the groups are cut to what is wanted."""
-        x, y = self.x.part(self.rows), self.y.part(self.columns)
-        rows, columns = range(len(self.rows)), range(len(self.columns))
-        half_x, half_y = len(rows) // 2, len(columns) // 2
-        if len(rows) >= len(columns):
-            parts = [(x.part(part), y) for part in (rows[:half_x], rows[half_x:])]
-        else:
-            parts = [(x, y.part(part)) for part in (columns[:half_y], columns[half_y:])]
-        first, second = (
-            Block(self.kind, self.measures, x, y, tuple(range(len(x.keys))), tuple(range(len(y.keys))))
-            for x, y in parts
-        )
-        return first, second
+    @classmethod
+    def of(cls, kind: str, measures: tuple[str, ...], x: Group, y: Group) -> Block:
+        """All members of both groups."""
+        return cls(kind, measures, x, y, tuple(range(len(x.keys))), tuple(range(len(y.keys))))
+
+    def halves(self) -> tuple[int, list[Block]]:
+        """Split the longer side, 0 (rows) or 1, in two; the groups are cut to what is wanted."""
+        sides = [self.x.part(self.rows), self.y.part(self.columns)]
+        longer = int(len(self.columns) > len(self.rows))
+        n = len(sides[longer].keys)
+        halves = []
+        for part in (range(n // 2), range(n // 2, n)):
+            x, y = (side.part(part) if i == longer else side for i, side in enumerate(sides))
+            halves.append(Block.of(self.kind, self.measures, x, y))
+        return longer, halves
 
 
 @dataclass(frozen=True)
