@@ -32,8 +32,8 @@ namespace lfm::simd {
 
 enum class Level { generic, avx2, avx512 };
 
-// LFM_TORCH_SIMD=generic, avx2 or avx512 (without VNNI) keeps to what that name says, to try the code of other
-// machines.
+// LFM_TORCH_SIMD=generic, avx2, avx512 (without VNNI) or vnni keeps to what that name says, to try the code of other
+// machines; lfm_torch/_extension.py refuses other names.
 inline bool allowed(const char* name) {
   const char* most = std::getenv("LFM_TORCH_SIMD");
   if (most == nullptr || *most == 0) return true;
@@ -41,7 +41,7 @@ inline bool allowed(const char* name) {
     constexpr const char* kLevels[] = {"generic", "avx2", "avx512"};
     for (int i = 0; i < 3; ++i)
       if (std::strcmp(level, kLevels[i]) == 0) return i;
-    return 3;
+    return 3;  // vnni
   };
   return rank(name) <= rank(most);
 }

@@ -3,12 +3,9 @@
 The flow is representation -> graph -> basis -> functional map -> readings; ``pipeline.py`` composes it.
 """
 
-from importlib.metadata import version as _version
-
-__version__ = _version("lfm-torch")
-
 from lfm_torch import baselines, descriptors, losses
 from lfm_torch._extension import build_info
+from lfm_torch._version import __version__ as __version__
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.align import align
 from lfm_torch.alignment import Alignment

@@ -9,6 +9,7 @@ import sys
 import torch
 
 import lfm_torch as lfm
+from lfm_torch._extension import SIMD_LEVELS
 
 
 def run(code: str, **environment: str) -> str:
@@ -22,7 +23,9 @@ def run(code: str, **environment: str) -> str:
 def test_build_info_tells_what_is_live() -> None:
     info = lfm.build_info()
     assert info.torch == torch.__version__
-    assert info.cuda_devices == tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    assert len(info.cuda_devices) == torch.cuda.device_count()
+    assert info.version == lfm.__version__
+    assert (info.simd in SIMD_LEVELS) == info.cpu_kernels == (info.cpu_build is not None)
     if torch.version.cuda is None:
         assert any("CUDA" in note for note in info.notes)
 

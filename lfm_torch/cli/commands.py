@@ -16,12 +16,20 @@ from typing import Any
 
 from lfm_torch import _checks
 from lfm_torch._extension import build_info
+from lfm_torch._version import __version__
 from lfm_torch.checkpoint_files import find_checkpoints
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.cli import align, cache, compare, extract, runfile, similarity
 from lfm_torch.cli.inputs import load_data, load_object
 from lfm_torch.cli.options import EXIT_STATUS, FAILED, INTERRUPTED, OK, add_output, make_writable
 from lfm_torch.report import terminal
+
+# what the library uses or works with, as pip names it
+_PACKAGES = (
+    *("numpy", "safetensors", "rich", "matplotlib", "jinja2", "pandas", "scipy", "scikit-learn", "faiss-cpu"),
+    *("faiss-gpu-cu12", "pytorch-lightning", "lightning", "torchmetrics", "transformers", "ray", "torch-geometric"),
+    *("torch-cluster", "torch-sparse"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"lfm-torch {version('lfm-torch')}")
+    parser.add_argument("--version", action="version", version=f"lfm-torch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _command(
@@ -122,13 +130,12 @@ def _with_run_file(arguments: list[str]) -> list[str]:
 def _info(arguments: argparse.Namespace) -> int:
     values: dict[str, Any] = dataclasses.asdict(build_info())
     values["python"] = platform.python_version()
-    for name in ("numpy", "safetensors", "rich", "matplotlib", "jinja2", "pandas", "pytorch-lightning", "scikit-learn"):
-        values[name] = _version_of(name)
+    values |= {name: _version_of(name) for name in _PACKAGES}
     if arguments.json:
         print(json.dumps(values, indent=2))
     elif not arguments.quiet:
         for name, value in values.items():
-            print(f"{name.replace('_', ' '):<18}{_shown(value)}")
+            print(f"{name.replace('_', ' '):<22}{_shown(name, value)}")
     return OK
 
 
@@ -139,12 +146,12 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def _shown(value: object) -> str:
+def _shown(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "; ".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "not installed" if value is None else str(value)
+    return ("not installed" if name in _PACKAGES else "none") if value is None else str(value)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _files
+from lfm_torch._extension import simd_level
 
 # how a source asks for the digest of a file: a store remembers it
 DigestOf = Callable[[Path, Callable[[Path], str]], str]
@@ -139,4 +140,5 @@ def library_digest() -> str:
         {path.relative_to(root).as_posix(): file_digest(path) for path in files},
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
+        simd_level(),
     )

@@ -2,7 +2,8 @@
 
 The schema is written once, here in Python, so that the operators exist with and without the compiled library; the
 libraries in ``csrc`` attach kernels to it (``csrc/ops.cpp`` lists them). Where no kernel is loaded the twin is
-registered in its place; on a GPU that warns once, with the reason.
+registered in its place; unless that was asked for (``LFM_TORCH_NO_EXT=1``) its first call on a device warns, with the
+reason.
 """
 
 from __future__ import annotations
@@ -43,18 +44,20 @@ class Operator:
 
 OPERATORS: dict[str, Operator] = {}
 _native: set[tuple[str, str]] = set()
+_warned: set[str] = set()
 
 
 def register(operator: Operator) -> Operator:
     """Define the schema, attach the fake kernel, and register the twin wherever no compiled kernel is loaded."""
+    loaded = load()  # the libraries first: what they attach is not to be replaced
     schema = f"{operator.name}{operator.schema}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    on_gpu = operator.reference if operator.twin_on_gpu else _with_warning(operator, load().notes)
-    twins = {"CPU": operator.reference, "CUDA": on_gpu}
-    for key, twin in twins.items():
+    for key in ("CPU", "CUDA"):
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{operator.name}", key):
             _native.add((operator.name, key))
         else:
+            meant = loaded.by_choice or (key == "CUDA" and operator.twin_on_gpu)
+            twin = operator.reference if meant else _with_warning(operator.reference, key)
             _library.impl(operator.name, twin, key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{NAMESPACE}::{operator.name}", operator.fake, lib=_library)
     OPERATORS[operator.name] = operator
@@ -66,19 +69,17 @@ def has_native_kernel(name: str, device: torch.device) -> bool:
     return (name, device.type.upper()) in _native
 
 
-def _with_warning(operator: Operator, notes: tuple[str, ...]) -> Callable[..., Any]:
-    warned = False
-
-    def twin_on_cuda(*args: Any, **kwargs: Any) -> Any:
-        nonlocal warned
-        if not warned:
-            warned = True
-            reason = "; ".join(notes)
+def _with_warning(twin: Callable[..., Any], key: str) -> Callable[..., Any]:
+    def warning_twin(*args: Any, **kwargs: Any) -> Any:
+        if key not in _warned:
+            _warned.add(key)
+            device, library = ("the CPU", load().cpu) if key == "CPU" else ("the GPU", load().cuda)
             warnings.warn(
-                f"{NAMESPACE}::{operator.name} runs as plain PyTorch on the GPU, without a CUDA kernel: {reason}",
+                f"lfm_torch runs as plain PyTorch on {device}, many times slower than its kernels: {library.problem}. "
+                "LFM_TORCH_NO_EXT=1 asks for plain PyTorch and silences this",
                 LFMWarning,
                 stacklevel=3,
             )
-        return operator.reference(*args, **kwargs)
+        return twin(*args, **kwargs)
 
-    return twin_on_cuda
+    return warning_twin

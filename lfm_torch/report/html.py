@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import torch
 from torch import Tensor
 
+from lfm_torch._version import __version__
 from lfm_torch.measures import MEASURES
 from lfm_torch.report.landscape_page import describe, legend, picture
 from lfm_torch.report.scales import (
@@ -223,5 +223,5 @@ def _settings(comparison: Comparison) -> list[tuple[str, str]]:
     for name, value in comparison.settings.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         shown.append((name.replace("_", " "), text))
-    versions = f"lfm_torch {version('lfm-torch')}, torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"lfm_torch {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return [*shown, ("versions", versions)]

@@ -32,8 +32,11 @@ def translate(sources: Path, target: Path, namespace: str, constants: dict[str, 
         path.write_text('#include "emulator.h"\n')
     compiled = []
     declarations = 0
+    kernels = [
+        path for path in sources.rglob("*.cu*") if path.name != "build_info_cuda.cu"
+    ]  # what it says is no kernel
     shared = [sources / name for name in ("checks.h", "maps/maps.h", "laplacian/laplacian.h")]
-    for source in sorted([*sources.rglob("*.cu"), *sources.rglob("*.cuh"), *shared]):
+    for source in sorted([*kernels, *shared]):
         text = re.sub(r"class DeviceScope \{.*?\n\};\n", SCOPE, source.read_text(), flags=re.DOTALL)
         for name, value in constants.items():
             text = re.sub(rf"(constexpr \w+ {name} = )[^;]+;", rf"\g<1>{value};", text)
