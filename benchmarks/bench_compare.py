@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "lfm-torch-checkpoints")
     parser.add_argument("--quick", action="store_true", help="40 checkpoints, to see that it runs")
+    parser.add_argument("--device", choices=("cpu",), default="cpu", help="as the other benchmarks take it")
     parser.add_argument("--kills", type=int, default=10)
     arguments = parser.parse_args()
     n_runs, n_epochs = (4, 10) if arguments.quick else (20, 10)
@@ -99,23 +100,23 @@ def main() -> None:
         n_items = 4 * n_runs * n_epochs
         size = {"checkpoints": n_runs * n_epochs, "layers": 4, "samples": many_checkpoints.N_PROBE}
         size["pairs"] = n_items * (n_items + 1) // 2
-        rows = [
-            {"what": "from nothing to the report", "seconds": seconds, "peak MiB": peak / 2**20, **size},
-            {"what": "again, nothing new", "seconds": again, "peak MiB": again_peak / 2**20, **size},
-            {"what": "one checkpoint more", "seconds": one_more, "peak MiB": one_more_peak / 2**20, **size},
-        ]
-        if arguments.kills:
-            killed_run(folders, work / "killed", seconds, arguments.kills)
-            assert digest(work / "killed") == table, "an interrupted run must end with the same bytes"
-            rows.append({"what": f"killed {arguments.kills} times: the same bytes", **size})
-        count = 100 if arguments.quick else 1000
-        single = {"checkpoints": count, "layers": 1, "samples": 400, "pairs": count * (count + 1) // 2}
-        saved = [save_activations(work / "activations", count)]
-        for what in ("one layer each, from nothing", "one layer each, again"):
-            seconds, peak = run(saved, work / "single", ["--activations"])
-            rows.append({"what": what, "seconds": seconds, "peak MiB": peak / 2**20, **single})
-        assert all(row.get("peak MiB", 0) < 2048 for row in rows)
-        harness.write("compare" + ("-quick" if arguments.quick else ""), rows)
+        with harness.Record("compare", args=arguments) as record:
+            record.add(
+                {"what": "from nothing to the report", "seconds": seconds, "peak MiB": peak / 2**20, **size},
+                {"what": "again, nothing new", "seconds": again, "peak MiB": again_peak / 2**20, **size},
+                {"what": "one checkpoint more", "seconds": one_more, "peak MiB": one_more_peak / 2**20, **size},
+            )
+            if arguments.kills:
+                killed_run(folders, work / "killed", seconds, arguments.kills)
+                assert digest(work / "killed") == table, "an interrupted run must end with the same bytes"
+                record.add({"what": f"killed {arguments.kills} times: the same bytes", **size})
+            count = 100 if arguments.quick else 1000
+            single = {"checkpoints": count, "layers": 1, "samples": 400, "pairs": count * (count + 1) // 2}
+            saved = [save_activations(work / "activations", count)]
+            for what in ("one layer each, from nothing", "one layer each, again"):
+                seconds, peak = run(saved, work / "single", ["--activations"])
+                record.add({"what": what, "seconds": seconds, "peak MiB": peak / 2**20, **single})
+            assert all(row.get("peak MiB", 0) < 2048 for row in record.rows)
     finally:
         shutil.rmtree(work)
 

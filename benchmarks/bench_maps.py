@@ -7,7 +7,7 @@ end higher. Geodesics: SciPy's Dijkstra on the same graph, the same distances.
 from __future__ import annotations
 
 import resource
-import time
+from collections.abc import Iterator
 
 import harness
 import numpy as np
@@ -58,7 +58,7 @@ class Energy:
         return value, gradient.ravel()
 
 
-def solve_rows(repeats: int, device: str, m: int, p: int) -> list[dict[str, object]]:
+def solve_rows(repeats: int, device: str, m: int, p: int) -> Iterator[harness.Row]:
     basis_x, basis_y, f_x, f_y = spaces(1000, m, p, torch.float64, device)
     energy = Energy(basis_x, basis_y, f_x, f_y)
 
@@ -77,30 +77,40 @@ def solve_rows(repeats: int, device: str, m: int, p: int) -> list[dict[str, obje
 
     ends = [energy(ours().cpu().numpy().ravel())[0], energy(peer())[0]]
     assert ends[0] <= ends[1], ends
-    seconds = harness.interleaved({"lfm_torch": ours, "scipy L-BFGS": peer}, repeats)
+    seconds = harness.interleaved({"lfm_torch": ours, "scipy L-BFGS": peer}, repeats, device=device)
     size = {"size": f"{m} x {m}, {p} descriptors"}
-    rows: list[dict[str, object]] = [
-        {"what": f"map, {name}", **size, "seconds": harness.median(times), "energy": end}
-        for (name, times), end in zip(seconds.items(), ends, strict=True)
-    ]
-    rows[0]["times faster than peer"] = harness.ratio(seconds, "scipy L-BFGS", "lfm_torch")
-    return rows
+    for (name, times), end in zip(seconds.items(), ends, strict=True):
+        row: harness.Row = {"what": f"map, {name}", **size, "seconds": harness.median(times), "energy": end}
+        if name == "lfm_torch":
+            row["times faster than peer"] = harness.ratio(seconds, "scipy L-BFGS", "lfm_torch")
+        yield row | harness.calibration(times)
 
 
-def large_row(device: str, m: int, p: int) -> dict[str, object]:
+def peak(device: str) -> float:
+    """GiB that were in use at most: of the process, or of the GPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def large_row(device: str, m: int, p: int) -> Iterator[harness.Row]:
     inputs = spaces(2000, m, p, torch.float32, device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    fmap = lfm.functional_map(*inputs, laplacian_weight=LAPLACIAN, commutativity_weight=COMMUTATIVITY)
-    row: dict[str, object] = {"what": "map, lfm_torch", "size": f"{m} x {m}, {p} descriptors"}
-    harness.synchronize()
-    row |= {"seconds": time.perf_counter() - start, "steps": fmap.iterations, "residual": fmap.residual}
-    row["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    row["of this, the solve GiB"] = float(row["peak GiB"]) - before / 2**20
-    return row
+
+    def solve() -> lfm.FunctionalMap:
+        return lfm.functional_map(*inputs, laplacian_weight=LAPLACIAN, commutativity_weight=COMMUTATIVITY)
+
+    if device == "cuda":
+        solve()  # the first one loads kernels and makes handles
+        torch.cuda.reset_peak_memory_stats()
+    before = peak(device)
+    seconds, fmap = harness.once(solve)
+    after = peak(device)
+    row: harness.Row = {"what": "map, lfm_torch", "size": f"{m} x {m}, {p} descriptors"}
+    row |= {"seconds": seconds, "steps": fmap.iterations, "residual": fmap.residual}
+    yield row | {"peak GiB": after, "of this, the solve GiB": after - before}
 
 
-def geodesic_rows(repeats: int, device: str, n: int, k: int, p: int) -> list[dict[str, object]]:
+def geodesic_rows(repeats: int, device: str, n: int, k: int, p: int) -> Iterator[harness.Row]:
     x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0)).to(device)
     graph = lfm.build_graph(x, n_neighbors=k, metric="euclidean", weights="distance", symmetrize="union")
     sources, matrix = torch.arange(p, device=device), graph.to_scipy()
@@ -112,16 +122,16 @@ def geodesic_rows(repeats: int, device: str, n: int, k: int, p: int) -> list[dic
         return dijkstra(matrix, directed=True, indices=sources.cpu().numpy())
 
     np.testing.assert_allclose(ours()[0].T.cpu().numpy(), peer(), rtol=1e-5)
-    seconds = harness.interleaved({"lfm_torch": ours, "scipy": peer}, repeats)
+    seconds = harness.interleaved({"lfm_torch": ours, "scipy": peer}, repeats, device=device)
     size = {"size": f"n = {n}, {k} neighbours, {p} sources"}
-    rows: list[dict[str, object]] = [
-        {"what": f"geodesics, {name}", **size, "seconds": harness.median(times)} for name, times in seconds.items()
-    ]
-    rows[0]["times faster than peer"] = harness.ratio(seconds, "scipy", "lfm_torch")
-    return rows
+    for name, times in seconds.items():
+        row: harness.Row = {"what": f"geodesics, {name}", **size, "seconds": harness.median(times)}
+        if name == "lfm_torch":
+            row["times faster than peer"] = harness.ratio(seconds, "scipy", "lfm_torch")
+        yield row | harness.calibration(times)
 
 
-def alignment_row(device: str, n: int, d: int) -> dict[str, object]:
+def alignment_row(device: str, n: int, d: int) -> Iterator[harness.Row]:
     generator = torch.Generator().manual_seed(0)
     # a spectrum like that of an embedding, and noise that leaves a tenth of the rows ambiguous
     x = torch.randn(n, d, generator=generator) * torch.logspace(0, -0.8, d)
@@ -129,22 +139,20 @@ def alignment_row(device: str, n: int, d: int) -> dict[str, object]:
     y = x @ torch.linalg.qr(torch.randn(d, d, generator=generator)).Q
     y = (y + 0.5 * torch.randn(n, d, generator=generator) * torch.logspace(0, -0.8, d))[order]
     x, y = x.to(device), y.to(device)
-    start = time.perf_counter()
-    alignment = lfm.align(x, y, method="coupling")
-    harness.synchronize()
-    seconds = time.perf_counter() - start
-    row: dict[str, object] = {"what": "align, no anchors, lfm_torch", "size": f"n = {n}, d = {d}", "seconds": seconds}
-    return row | {"matched": float((alignment.untrusted.idx_yx.cpu() == order).float().mean())}
+    seconds, alignment = harness.once(lambda: lfm.align(x, y, method="coupling"))
+    row: harness.Row = {"what": "align, no anchors, lfm_torch", "size": f"n = {n}, d = {d}", "seconds": seconds}
+    yield row | {"matched": float((alignment.untrusted.idx_yx.cpu() == order).float().mean())}
 
 
 def main() -> None:
     args = harness.arguments(__doc__.splitlines()[0])
     quick, device = args.quick, args.device
-    rows = solve_rows(args.repeats, device, *((20, 10) if quick else (50, 50)))
-    rows.append(large_row(device, *((60, 20) if quick else (300, 200))))
-    rows += geodesic_rows(args.repeats, device, *((500, 20, 5) if quick else (10_000, 50, 20)))
-    rows.append(alignment_row(device, *((300, 20) if quick else (2000, 300))))
-    harness.write("maps", rows, args=args, packages=("scipy",))
+    with harness.Record("maps", args=args, packages=("scipy",)) as record:
+        record.measure("map", solve_rows(args.repeats, device, *((20, 10) if quick else (50, 50))))
+        record.measure("large map", large_row(device, *((60, 20) if quick else (300, 200))))
+        sizes = (500, 20, 5) if quick else (10_000, 50, 20)
+        record.measure("geodesics", geodesic_rows(args.repeats, device, *sizes))
+        record.measure("align", alignment_row(device, *((300, 20) if quick else (2000, 300))))
 
 
 if __name__ == "__main__":

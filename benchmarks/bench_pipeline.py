@@ -6,6 +6,8 @@ tol=1e-5 on I - L, largest first (the form ARPACK is fastest in). Both answers a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import harness
 import numpy as np
 import scipy.sparse as sp
@@ -44,13 +46,11 @@ def peer_similarity(x: np.ndarray, y: np.ndarray, k: int, m: int) -> dict[str, f
     }
 
 
-def main() -> None:
-    args = harness.arguments(__doc__.splitlines()[0])
-    n, d, k, m = (1000, 32, 100, 20) if args.quick else (10_000, 64, 300, 50)
+def rows_of(n: int, d: int, k: int, m: int, repeats: int, device: str) -> Iterator[harness.Row]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=generator)
     y = x @ torch.randn(d, d, generator=generator) / d**0.5 + 0.5 * torch.randn(n, d, generator=generator)
-    here = [points.to(args.device) for points in (x, y)]
+    here = [points.to(device) for points in (x, y)]
 
     ours = lfm.similarity(*here, measures=("lfm_paper", "overlap", "heat"), n_neighbors=k, n_basis=m)
     peer = peer_similarity(x.numpy(), y.numpy(), k, m)
@@ -67,13 +67,23 @@ def main() -> None:
             "lfm_torch": lambda: lfm.similarity(*here, n_neighbors=k, n_basis=m),
             "sklearn + scipy": lambda: peer_similarity(x.numpy(), y.numpy(), k, m),
         },
-        args.repeats,
+        repeats,
+        device=device,
     )
-    size = {"n": n, "d": d, "n_neighbors": k, "n_basis": m}
-    rows = [{"what": name, "seconds": harness.median(times), **size} for name, times in seconds.items()]
-    rows[0]["residual"], rows[1]["residual"] = float(basis.residuals.max()), float(residual)
-    rows[0]["times faster than peer"] = harness.ratio(seconds, "sklearn + scipy", "lfm_torch")
-    harness.write("pipeline", rows, args=args, packages=("scikit-learn", "scipy"))
+    residuals = {"lfm_torch": float(basis.residuals.max()), "sklearn + scipy": float(residual)}
+    for name, times in seconds.items():
+        row = {"what": name, "seconds": harness.median(times), "n": n, "d": d, "n_neighbors": k, "n_basis": m}
+        row["residual"] = residuals[name]
+        if name == "lfm_torch":
+            row["times faster than peer"] = harness.ratio(seconds, "sklearn + scipy", "lfm_torch")
+        yield row | harness.calibration(times)
+
+
+def main() -> None:
+    args = harness.arguments(__doc__.splitlines()[0])
+    size = (1000, 32, 100, 20) if args.quick else (10_000, 64, 300, 50)
+    with harness.Record("pipeline", args=args, packages=("scikit-learn", "scipy")) as record:
+        record.measure("similarity", rows_of(*size, args.repeats, args.device))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ asserted first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import harness
@@ -76,22 +76,20 @@ def loop(evecs: Tensor, evals: Tensor, first: int) -> Tensor:
     return out
 
 
-def main() -> None:
-    args = harness.arguments(__doc__.splitlines()[0])
-    on_gpu = args.device == "cuda"
-    count, n, m = (64, 500, 20) if args.quick else (1500, 10_000, 50) if on_gpu else (512, 2000, 50)
+def all_pairs(count: int, n: int, m: int, repeats: int, device: str) -> Iterator[harness.Row]:
+    on_gpu = device == "cuda"
     side = 128 if on_gpu else SIDE
     generator = torch.Generator().manual_seed(0)
-    base = torch.linalg.qr(torch.randn(n, 2 * m, generator=generator).to(args.device)).Q
+    base = torch.linalg.qr(torch.randn(n, 2 * m, generator=generator).to(device)).Q
     # related subspaces, so that the measures are neither 0 nor 1
-    mixed = base @ torch.linalg.qr(torch.randn(count, 2 * m, m, generator=generator)).Q.to(args.device)
-    evecs, evals = mixed.mT.contiguous(), torch.rand(count, m, generator=generator).sort(-1).values.to(args.device)
+    mixed = base @ torch.linalg.qr(torch.randn(count, 2 * m, m, generator=generator)).Q.to(device)
+    evecs, evals = mixed.mT.contiguous(), torch.rand(count, m, generator=generator).sort(-1).values.to(device)
     del mixed
 
     # a loop over all pairs takes minutes: it is timed on some, and pairs of it all cost the same
     first = min(count, 48)
     whole, single = stacked(evecs[:first], evals[:first], 16), loop(evecs, evals, first)
-    upper = torch.triu(torch.ones(first, first, dtype=torch.bool, device=args.device))
+    upper = torch.triu(torch.ones(first, first, dtype=torch.bool, device=device))
     assert torch.allclose(whole[:, upper], single[:, upper], atol=1e-5)
     fmap = FunctionalMap(evecs[1] @ evecs[0].mT, evals[0], evals[1])
     assert abs(float(lfm.heat_overlap(fmap)) - float(whole[2, 0, 1])) < 1e-5
@@ -102,41 +100,55 @@ def main() -> None:
         "loop over some pairs": lambda: loop(evecs, evals, first),
     }
     if on_gpu:
-        assert torch.allclose(in_tf32(evecs[:first], evals[:first], 16), whole, atol=1e-4)
         contenders["all pairs, products in TF32"] = lambda: in_tf32(evecs, evals, side)
-    seconds = harness.interleaved(contenders, args.repeats)
+    seconds = harness.interleaved(contenders, repeats, device=device)
     pairs, some = count * (count + 1) // 2, first * (first + 1) // 2
     share = harness.median(seconds["loop over some pairs"]) / some * pairs
     ours = harness.median(seconds["all pairs"])
+    size = {"pairs": pairs, "n": n, "n_basis": m}
+    row = {"what": "all pairs", "seconds": ours, **size}
+    row["times the products"] = 1 / harness.ratio(seconds, "matrix products alone", "all pairs")
+    row["times faster than a loop"] = share / ours
     rows = [
-        {"what": "all pairs", "seconds": ours, "pairs": pairs, "n": n, "n_basis": m},
+        row,
         {"what": "matrix products alone", "seconds": harness.median(seconds["matrix products alone"]), "pairs": pairs},
         {"what": "Python loop, from some pairs", "seconds": share, "pairs": pairs},
     ]
-    rows[0]["times the products"] = 1 / harness.ratio(seconds, "matrix products alone", "all pairs")
-    rows[0]["times faster than a loop"] = share / ours
-
     if on_gpu:  # pairs cost the same, so that 12,000 bases of this size need not be in memory
         tf32 = harness.median(seconds["all pairs, products in TF32"])
-        rows.append({"what": "all pairs, products in TF32", "seconds": tf32, "pairs": pairs, "n": n, "n_basis": m})
+        off = float((in_tf32(evecs[:first], evals[:first], 16) - whole).abs().max())
+        rows.append({"what": "all pairs, products in TF32", "seconds": tf32, **size, "not exact, by": off})
         for row in (rows[0], rows[-1]):
             row["seconds for 12,000 bases"] = row["seconds"] / pairs * (12_000 * 12_001 // 2)
+    for row, times in zip(rows, seconds.values(), strict=True):
+        yield row | harness.calibration(times)
 
-    # the chance level of one pair, graphs and bases included
-    n = 1000 if args.quick else 5000
+
+def chance_level(n: int, repeats: int, device: str) -> Iterator[harness.Row]:
+    """The chance level of one pair, graphs and bases included."""
+    generator = torch.Generator().manual_seed(1)
     x = torch.randn(n, 64, generator=generator)
     y = x @ torch.randn(64, 64, generator=generator) / 8 + 0.5 * torch.randn(n, 64, generator=generator)
-    x, y = x.to(args.device), y.to(args.device)
+    x, y = x.to(device), y.to(device)
     shuffles = harness.interleaved(
         {
             str(count): lambda count=count: lfm.significance(x, y, n_permutations=count, n_splits=0)
             for count in (2, 10, 100)
         },
-        args.repeats,
+        repeats,
+        device=device,
     )
     for count, times in shuffles.items():
-        rows.append({"what": f"significance, {count} shuffles", "seconds": harness.median(times), "pairs": 1, "n": n})
-    harness.write("similarity", rows, args=args)
+        row = {"what": f"significance, {count} shuffles", "seconds": harness.median(times), "pairs": 1, "n": n}
+        yield row | harness.calibration(times)
+
+
+def main() -> None:
+    args = harness.arguments(__doc__.splitlines()[0])
+    size = (64, 500, 20) if args.quick else (1500, 10_000, 50) if args.device == "cuda" else (512, 2000, 50)
+    with harness.Record("similarity", args=args) as record:
+        record.measure("all pairs", all_pairs(*size, args.repeats, args.device))
+        record.measure("significance", chance_level(1000 if args.quick else 5000, args.repeats, args.device))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ starts from the last basis once the layers move little: the last steps are small
 
 from __future__ import annotations
 
-import time
+import functools
 
 import harness
 import torch
@@ -62,56 +62,60 @@ def images(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return patterns[labels] + torch.randn(n, 3, 32, 32, generator=generator), labels
 
 
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, x: Tensor, y: Tensor) -> None:
+    optimizer.param_groups[0]["lr"] = rate
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 0.1 if rate > 0.001 else 0.0
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
 def main() -> None:
     args = harness.arguments(__doc__.splitlines()[0])
-    width, n_probe, steps = (16, 600, 2) if args.quick else (64, 2000, 2)
+    width, n_probe = (16, 600) if args.quick else (64, 2000)
+    steps = 20 if args.device == "cuda" else 2
     rates = (None, 0.05, 0.0005, 0.0005, 0.0005)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = ResNet18(width).to(args.device)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    monitor = Monitor(model, images(n_probe, generator)[0].to(args.device), layers="layers.*", background=False)
-    step_seconds, total_seconds = [], []
-    for point, rate in enumerate(rates):
-        for _ in range(0 if rate is None else steps):
-            x, y = (part.to(args.device) for part in images(BATCH, generator))
-            optimizer.param_groups[0]["lr"] = rate
-            for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-                norm.momentum = 0.1 if rate > 0.001 else 0.0
-            harness.synchronize()
-            start = time.perf_counter()
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            harness.synchronize()
-            step_seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        monitor.measure(step=point)
-        harness.synchronize()
-        total_seconds.append(time.perf_counter() - start)
-    per_epoch = N_TRAINING / BATCH
-    epoch = harness.median(step_seconds) * per_epoch
-    rows: list[dict[str, object]] = []
-    for i, (point, total) in enumerate(zip(monitor.history, total_seconds, strict=True)):
-        rows.append(
-            {
-                "what": "first measurement" if i == 0 else f"after steps of rate {rates[i]}",
+    probe = images(n_probe, generator)[0].to(args.device)
+    if args.device == "cuda":  # what is loaded and made at a first call is not a cost of watching
+        Monitor(model, probe, layers="layers.*", background=False).measure(step=0)
+        train_step(model, optimizer, 0.0, *(part.to(args.device) for part in images(BATCH, generator)))
+    monitor = Monitor(model, probe, layers="layers.*", background=False)
+    step_seconds: list[float] = []
+    with harness.Record("training", args=args) as record:
+        for i, rate in enumerate(rates):
+            for _ in range(0 if rate is None else steps):
+                x, y = (part.to(args.device) for part in images(BATCH, generator))
+                step = functools.partial(train_step, model, optimizer, rate, x, y)
+                step_seconds.append(harness.once(step)[0])
+            total, point = harness.once(lambda i=i: monitor.measure(step=i))
+            reduce = point.seconds["reduce"]
+            heats = [scores.get("heat", float("nan")) for scores in point.scores.values()]
+            row: harness.Row = {
+                "what": "first measurement" if i == 0 else f"after steps of rate {rate}",
                 "seconds": total,
                 "forward": point.seconds["extract"],
-                "reduce": point.seconds["reduce"],
-                "percent of an epoch": 100 * total / epoch,
-                "reduce, times cheaper": rows[0]["reduce"] / point.seconds["reduce"] if rows else 1.0,
-                "heat to the last": sum(s.get("heat", float("nan")) for s in point.scores.values()) / len(point.scores),
+                "reduce": reduce,
+                "percent of an epoch": None,  # known at the end
+                "reduce, times cheaper": record.rows[0]["reduce"] / reduce if record.rows else 1.0,
+                "heat to the last": sum(heats) / len(heats),
+            }
+            record.add(row)
+        per_epoch = N_TRAINING / BATCH
+        epoch = harness.median(step_seconds) * per_epoch
+        for row in record.rows:
+            row["percent of an epoch"] = 100 * row["seconds"] / epoch
+        record.add(
+            {
+                "what": f"epoch, from {len(step_seconds)} steps of {BATCH} times {per_epoch / len(step_seconds):.1f}",
+                "seconds": epoch,
+                "forward": harness.median(step_seconds),
             }
         )
-    rows.append(
-        {
-            "what": f"epoch, from {len(step_seconds)} steps of {BATCH} times {per_epoch / len(step_seconds):.1f}",
-            "seconds": epoch,
-            "forward": harness.median(step_seconds),
-        }
-    )
-    harness.write("training", rows, args=args)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def test_heat_and_inputs_that_are_not_contiguous(fresh: torch.Generator) -> None
     )
 
 
+@cuda.on_gpu_alone
 @cuda.on_gpu
 def test_a_stage_runs_on_the_current_stream(fresh: torch.Generator) -> None:
     x, y = (points.to(DEVICE) for points in spaces(fresh, 400))
@@ -120,6 +121,7 @@ def need_gigabytes(count: int) -> None:
         pytest.skip(f"needs {count} GB of GPU memory, {free:.0f} are free")
 
 
+@cuda.on_gpu_alone
 @cuda.on_gpu
 class TestMoreThan2To31Elements:
     """The last rows, where an offset of 32 bits would have wrapped around."""

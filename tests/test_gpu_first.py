@@ -1,0 +1,145 @@
+"""The first run on a GPU, tried without one: from a bare checkout, within its time, and whatever goes wrong in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from lfm_torch.ops import OPERATORS
+
+ROOT = Path(__file__).parents[1]
+gpu_first = pytest.importorskip("gpu_first", reason="the benchmarks are not beside the tests")
+runs = pytest.importorskip("runs")
+
+
+@pytest.mark.slow
+def test_dry_run(tmp_path: Path) -> None:
+    environment = {**os.environ, "OUT": str(tmp_path)}
+    begun = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "gpu_first.py"), "--dry"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - begun < gpu_first.WHOLE
+    rows = [json.loads(line) for line in (tmp_path / "gpu-first.jsonl").read_text().splitlines()]
+    wrong = {row["what"] for row in rows if row.get("ok") is False and not row["what"].startswith("step: ")}
+    assert wrong <= {"solve under autocast"}  # the solvers do not work inside autocast yet
+    assert {row["step"] for row in rows} == {"run", *gpu_first.LIMITS}
+    assert {row["what"] for row in rows if row["step"] == "operators"} >= set(gpu_first.OPERATORS)
+    counts = next(row for row in rows if row["what"] == "counts")
+    assert counts["passed"] >= 2 * len(OPERATORS)
+    assert counts["failed"] == 0
+    summary = result.stdout.partition("== summary")[2]
+    assert 500 < len(summary) < 8000
+    assert all(f"\n{name} " in summary for name in gpu_first.LIMITS)
+
+
+def test_every_operator_is_looked_at() -> None:
+    assert {name for name in gpu_first.OPERATORS if " of " not in name} == set(OPERATORS)
+
+
+def test_a_step_ends_at_its_limit_with_all_its_children() -> None:
+    lines: list[str] = []
+    code = """
+    import signal, subprocess, sys, time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid, flush=True)
+    time.sleep(60)
+    """
+    outcome = runs.run([sys.executable, "-c", textwrap.dedent(code)], limit=2.0, on_line=lines.append)
+    assert outcome.status is None
+    assert outcome.seconds < 9
+    child = Path(f"/proc/{int(lines[0])}/stat")
+    for _ in range(50):
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the grandchild is still alive")
+
+
+def test_the_five_minutes_hold_whatever_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_first, "WHOLE", 10.0)
+    monkeypatch.setattr(gpu_first, "LIMITS", dict.fromkeys(gpu_first.LIMITS, 60.0))
+    (tmp_path / "results").mkdir()
+    hanging = tmp_path / "gpu_steps.py"
+    hanging.write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    monkeypatch.setattr(gpu_first, "HERE", tmp_path)
+    run = gpu_first.Run(tmp_path / "gpu-first.jsonl", dry=False)
+    for name in ("limits", "operators", "sanitize"):
+        run.step(name)
+    assert time.monotonic() - run.begun < 12
+    assert "stopped at its limit" in run.summary()
+    assert "not run: the five minutes are over" in run.summary()
+    assert (tmp_path / "results" / "gpu-first.jsonl").read_text() in run.record.read_text()
+
+
+def test_a_crash_is_no_success(tmp_path: Path) -> None:
+    outcomes = [runs.Outcome(status, 1.0) for status in (0, -11, 0)]
+    assert gpu_first.worst(outcomes) == -11
+    assert gpu_first.worst([*outcomes, runs.Outcome(None, 1.0)]) is None
+    assert gpu_first.worst(outcomes[:1]) == 0
+    run = gpu_first.Run(tmp_path / "gpu-first.jsonl", dry=True)
+    run.say("operators", "knn: status -11", ok=False)
+    with run.record.open("a") as file:
+        file.write('{"step": "oper')  # the last words of a process that was killed
+    assert [row["what"] for row in run.rows()] == ["knn: status -11"]
+    assert "knn: status -11" in run.summary()
+
+
+def test_a_bare_checkout_runs_its_gpu_tests(tmp_path: Path) -> None:
+    """Only on PYTHONPATH, not installed, without git, and without the packages that a GPU machine lacks."""
+    ignored = shutil.ignore_patterns("build", "dist", "*.egg-info", "results", "demo-output", "__pycache__", ".*")
+    checkout = Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=ignored))
+    code = """
+    import sys
+    for name in ("faiss", "rich", "matplotlib", "ray", "torch_cluster", "torch_sparse", "torch_geometric"):
+        sys.modules[name] = None
+    import importlib.metadata as metadata
+    version = metadata.version
+
+    def uninstalled(name):
+        if name.replace("_", "-") == "lfm-torch":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    metadata.version = uninstalled
+    import lfm_torch
+    assert lfm_torch.__file__.startswith(sys.argv[1]), lfm_torch.__file__
+    assert lfm_torch.__version__.count(".") == 2
+    import pytest
+    sys.exit(pytest.main(sys.argv[2:]))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "PATH": "/nowhere", "LFM_TORCH_GPU_TESTS_ON": "cpu"}
+
+    def run(*words: str) -> str:
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(code),
+            str(checkout),
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "gpu",
+            *words,
+        ]
+        result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+        return result.stdout
+
+    collected = run("--collect-only", "-q")
+    assert " error" not in collected.splitlines()[-1]
+    assert len([line for line in collected.splitlines() if "test_cuda_library.py::" in line]) > 200
+    assert " passed" in run("-q", "tests/test_cuda_library.py", "-k", "sample_inputs and knn-float32")
