@@ -17,20 +17,12 @@ import lfm_torch as lfm
 
 
 def torch_csr(laplacian: lfm.Laplacian) -> Tensor:
-    """The Laplacian of one graph as a torch CSR tensor, made where its weights are.
-
-    ``Laplacian.to_torch_csr`` goes by way of SciPy, seconds for the millions of edges that a GPU multiplies in
-    milliseconds. On a GPU the indices have 32 bits, which is what cuSPARSE is fastest with.
-    """
-    graph, (diagonal, left, right) = laplacian.graph, laplacian.scalings
-    n, nodes = graph.n_nodes, torch.arange(graph.n_nodes, device=graph.col.device)
-    rows, col = torch.repeat_interleave(nodes, graph.rowptr.diff()), graph.col.long()
-    order = torch.cat([rows * n + col, nodes * (n + 1)]).argsort()  # entries of the diagonal into their places
-    values = torch.cat([-(left[rows] * graph.weight * right[col]), diagonal])[order]
-    index = torch.int32 if graph.col.is_cuda else torch.int64
-    pointers = torch.cat([graph.rowptr[:1], graph.rowptr[1:] + nodes + 1]).to(index)
-    columns = torch.cat([col, nodes])[order].to(index)
-    return torch.sparse_csr_tensor(pointers, columns, values, (n, n), check_invariants=False)
+    """The Laplacian as a torch CSR tensor; on a GPU with indices of 32 bits, with which cuSPARSE is fastest."""
+    csr = laplacian.to_torch_csr()
+    if not csr.is_cuda:
+        return csr
+    pointers, columns = csr.crow_indices().int(), csr.col_indices().int()
+    return torch.sparse_csr_tensor(pointers, columns, csr.values(), csr.shape, check_invariants=False)
 
 
 def rows_of(n: int, k: int, widths: tuple[int, ...], repeats: int, device: str) -> Iterator[harness.Row]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files, ops
-from lfm_torch.laplacian import Laplacian, Normalization
+from lfm_torch.laplacian import Laplacian, Normalization, scipy_csr
 from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn, set_offsets
 from lfm_torch.ops.graph import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
@@ -172,12 +172,12 @@ class Graph:
         return replace(self, rowptr=self.rowptr.to(device), col=self.col.to(device), weight=weight)
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """Return the weights as a SciPy CSR matrix (block diagonal for a batch)."""
-        from scipy.sparse import csr_matrix
+        """Return the weights as a SciPy CSR matrix (block diagonal for a batch).
 
-        total = self.rowptr.numel() - 1
-        parts = (self.weight.detach().cpu().numpy(), self.col.cpu().numpy(), self.rowptr.cpu().numpy())
-        return csr_matrix(parts, shape=(total, total))
+        Raises:
+            ImportError: SciPy is not installed.
+        """
+        return scipy_csr(self.rowptr, self.col, self.weight)
 
     def to_torch_csr(self) -> Tensor:
         """Return the weights as a torch sparse CSR tensor (block diagonal for a batch)."""

@@ -249,21 +249,27 @@ class Laplacian:
         return self.apply(identity.expand(*self.graph.batch_shape, n, n).contiguous())
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
-        """Return a SciPy CSR matrix (block diagonal for a batch)."""
-        from scipy.sparse import diags
+        """Return a SciPy CSR matrix (block diagonal for a batch).
 
-        diagonal, left, right = (s.detach().cpu().numpy() for s in self.scalings)
-        return (diags(diagonal) - diags(left) @ self.graph.to_scipy() @ diags(right)).tocsr()
+        Raises:
+            ImportError: SciPy is not installed.
+        """
+        matrix = self.to_torch_csr()
+        return scipy_csr(matrix.crow_indices(), matrix.col_indices(), matrix.values())
 
     def to_torch_csr(self) -> Tensor:
-        """Return a torch sparse CSR tensor without gradient (block diagonal for a batch), built on the CPU by SciPy."""
-        matrix = self.to_scipy()
-        parts = (
-            torch.from_numpy(matrix.indptr).long(),
-            torch.from_numpy(matrix.indices).long(),
-            torch.from_numpy(matrix.data),
-        )
-        return torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False).to(self.graph.weight.device)
+        """Return a torch sparse CSR tensor without gradient (block diagonal for a batch), made where the weights are.
+
+        Every row has an entry on the diagonal, also where that is 0.
+        """
+        graph, (diagonal, left, right) = self.graph, (scaling.detach() for scaling in self.scalings)
+        n = graph.rowptr.numel() - 1
+        nodes = torch.arange(n, device=graph.col.device)
+        rows, col = torch.repeat_interleave(nodes, graph.rowptr.diff()), graph.col.long()
+        order = torch.cat([rows * n + col, nodes * (n + 1)]).argsort()  # the diagonal into its places
+        values = torch.cat([-(left[rows] * graph.weight.detach() * right[col]), diagonal])[order]
+        rowptr = graph.rowptr + torch.arange(n + 1, device=graph.rowptr.device)
+        return torch.sparse_csr_tensor(rowptr, torch.cat([col, nodes])[order], values, (n, n), check_invariants=False)
 
     def to_torch_sparse(self) -> SparseTensor:
         """Return a ``torch_sparse.SparseTensor`` without gradient (block diagonal for a batch).
@@ -278,3 +284,13 @@ class Laplacian:
         matrix = self.to_torch_csr()
         parts = {"rowptr": matrix.crow_indices(), "col": matrix.col_indices(), "value": matrix.values()}
         return SparseTensor(**parts, sparse_sizes=tuple(matrix.shape), is_sorted=True, trust_data=True)
+
+
+def scipy_csr(rowptr: Tensor, col: Tensor, values: Tensor) -> scipy.sparse.csr_matrix:
+    """Return a square SciPy matrix of the parts of a CSR matrix, on the CPU and without gradient."""
+    try:
+        from scipy.sparse import csr_matrix
+    except ImportError as error:
+        raise ImportError('to_scipy needs scipy: pip install "lfm-torch[scipy]"') from error
+    n = rowptr.numel() - 1
+    return csr_matrix(tuple(part.detach().cpu().numpy() for part in (values, col, rowptr)), shape=(n, n))

@@ -19,6 +19,10 @@ hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
 
+# a shell that asks all its programs for colours means the screen, not what tests compare
+for name in ("FORCE_COLOR", "PYTHON_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+
 DATA = Path(os.environ.get("LFM_TORCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -33,6 +37,15 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"real data not found at {DATA}; set LFM_TORCH_DATA to its folder")
     return DATA
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reversed", action="store_true", help="run the tests in reversed order: none leans on another")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--reversed"):
+        items.reverse()
 
 
 def devices() -> list[object]:

@@ -26,7 +26,7 @@ def imports() -> set[tuple[str, str]]:
     found = set()
     for path in PACKAGE.rglob("*.py"):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lfm_torch"):
                 base = node.module.removeprefix("lfm_torch").removeprefix(".")
                 for alias in node.names:
@@ -56,6 +56,17 @@ def test_nothing_but_what_is_named_here_imports_what_stands_at_the_edge() -> Non
 )
 def test_the_foundations_know_nothing_above_them(package: str, allowed: set[str]) -> None:
     assert {b.split(".")[0] for a, b in imports() if below(a, (package,))} <= allowed
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+                given = len(node.args) > (node.func.attr == "write_text")  # type: ignore[attr-defined]
+                if not given and "encoding" not in {keyword.arg for keyword in node.keywords}:
+                    found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert found == []
 
 
 def test_the_flow_goes_one_way() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class Bomb:
         self.mark = mark
 
     def __reduce__(self) -> Any:
-        return os.system, (f"touch '{self.mark}'",)
+        return os.system, (f"touch {shlex.quote(str(self.mark))}",)
 
 
 A = np.arange(6, dtype=np.float32).reshape(3, 2)

@@ -8,7 +8,6 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from scipy.sparse import csr_matrix
 
 import lfm_torch as lfm
 from lfm_torch import ops
@@ -18,13 +17,8 @@ SOLVERS = ("lobpcg", "krylov", "dense")
 
 
 def graph_of(w: np.ndarray, dtype: torch.dtype) -> lfm.Graph:
-    matrix = csr_matrix(w)
-    return lfm.Graph(
-        torch.from_numpy(matrix.indptr).long(),
-        torch.from_numpy(matrix.indices).int(),
-        torch.from_numpy(matrix.data).to(dtype),
-        len(w),
-    )
+    matrix = torch.from_numpy(w).to_sparse_csr()
+    return lfm.Graph(matrix.crow_indices(), matrix.col_indices().int(), matrix.values().to(dtype), len(w))
 
 
 def path(n: int) -> np.ndarray:

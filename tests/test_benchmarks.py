@@ -224,13 +224,6 @@ class TestOnDevice:
         assert rows[1]["what"] == "ours"
         assert rows[1]["residual"] <= 1e-5
 
-    def test_the_csr_tensor_is_that_of_the_package(self) -> None:
-        laplacian = lfm.build_graph(torch.randn(120, 5), n_neighbors=6).laplacian()
-        found, wanted = load("bench_laplacian").torch_csr(laplacian), laplacian.to_torch_csr()
-        assert torch.equal(found.crow_indices(), wanted.crow_indices())
-        assert torch.equal(found.col_indices(), wanted.col_indices())
-        torch.testing.assert_close(found.values(), wanted.values())
-
     def test_neighbors_of_some_rows_in_float64(self) -> None:
         knn = load("bench_knn")
         x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))

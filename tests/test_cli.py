@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from extras import CLI, needs
+from processes import environment
 from test_arrays import Bomb
 from torch import nn
 
@@ -74,21 +76,28 @@ SMALL = ["--n-basis", "6", "--n-neighbors", "8"]
 COMPARE = ["compare", "runs", *MODEL, "--layers", "one", "two", *SMALL]
 
 
+def unwrapped(text: str) -> str:
+    """What was printed, wherever the width of the terminal broke its lines."""
+    return " ".join(text.split())
+
+
+@needs(*CLI)
 def test_compare_writes_a_report_and_a_summary(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMPARE, "--out", "out"]) == 0
     names = {path.name for path in (place / "out").iterdir()}
     assert names == {"report.html", "similarity.csv", "layers.png", "checkpoints.png", "trajectory.png", "store"}
-    with (place / "out" / "similarity.csv").open() as file:
+    with (place / "out" / "similarity.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8**2
     assert all(0 <= float(row["heat"]) <= 1.0001 for row in rows)
     shown = capsys.readouterr()
-    assert "4 checkpoints of 2 runs, 2 layers, 40 samples" in shown.out
+    assert "4 checkpoints of 2 runs, 2 layers, 40 samples" in unwrapped(shown.out)
     assert "report.html" in shown.out
     assert shown.err == ""
-    assert "userland:Net" in (place / "out" / "report.html").read_text()
+    assert "userland:Net" in (place / "out" / "report.html").read_text("utf-8")
 
 
+@needs(*CLI)
 def test_a_directory_that_cannot_be_written_to_is_said_before_the_work(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +110,7 @@ def test_a_directory_that_cannot_be_written_to_is_said_before_the_work(
     assert "--out must be a place that can be written to, got 'out': Permission denied" in capsys.readouterr().err
 
 
+@needs(*CLI)
 def test_a_full_disk_is_named_and_the_same_command_goes_on(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,16 +133,19 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
     assert main([*COMPARE, "--quiet"]) == 0
 
 
+@needs(*CLI)
 def test_a_single_eigenvector_makes_a_report(place: Path) -> None:
     assert main([*COMPARE, "--quiet", "--n-basis", "1", "--measures", "overlap", "heat"]) == 0
     assert (place / "lfm-report" / "report.html").exists()
 
 
+@needs(*CLI)
 def test_a_single_eigenvector_has_nothing_beside_the_constant(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMPARE, "--quiet", "--n-basis", "1"]) == 1
     assert "n_basis must be at least 2" in capsys.readouterr().err
 
 
+@needs(*CLI)
 def test_some_failures_exit_with_3_and_the_rest_is_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": Bomb(place / "executed")}, place / "runs/seed0/epoch=7.ckpt")
     torch.save(nn.Linear(4, 6).state_dict(), place / "runs/seed1/epoch=7.ckpt")
@@ -145,15 +158,17 @@ def test_some_failures_exit_with_3_and_the_rest_is_compared(place: Path, capsys:
     assert len(content["checkpoints"]) == 4
     assert shown.err.count("warning: not compared") == 2
     assert not (place / "executed").exists()
-    assert "must fit the model Net" in (place / "lfm-report" / "report.html").read_text()
+    assert "must fit the model Net" in (place / "lfm-report" / "report.html").read_text("utf-8")
 
 
+@needs(*CLI)
 def test_unsafe_pickle_is_the_way_out(place: Path) -> None:
     torch.save({"state_dict": Bomb(place / "executed")}, place / "runs/seed0/epoch=7.ckpt")
     assert main([*COMPARE, "--quiet", "--unsafe-pickle"]) == 3  # what the command gives back holds no weights
     assert (place / "executed").exists()
 
 
+@needs(*CLI)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,11 +239,13 @@ def test_what_the_user_did_wrong_is_one_line(
     assert len(shown.err.strip().splitlines()) == 1
 
 
+@needs("rich")
 def test_debug_shows_where(place: Path) -> None:
     with pytest.raises(FileNotFoundError):
         main(["similarity", "nothing.npy", "x.npy", "--debug"])
 
 
+@needs(*CLI)
 def test_interrupt_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["compare", "runs", "--model", "userland:Net", "--data", "userland:interrupted", "--layers", "one"]) == 130
@@ -236,6 +253,7 @@ def test_interrupt_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "lfm-torch: interrupted\n"
 
 
+@needs("rich")
 def test_similarity_of_two_files(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(place / "z.npy", np.load(place / "both.npz")["y"])
     arguments = ["similarity", "x.npy", "z.npy", *SMALL, "--measures", "heat", "linear_cka"]
@@ -285,6 +303,7 @@ def test_wrong_command_lines_exit_with_2_and_help_names_the_statuses(capsys: pyt
     assert "3  some checkpoints could not be compared" in capsys.readouterr().out
 
 
+@needs(*CLI)  # or another one is missed first
 @pytest.mark.parametrize(
     ("package", "option"), [("rich", None), ("jinja2", None), ("matplotlib", None), ("pandas", "parquet")]
 )
@@ -297,23 +316,25 @@ def test_a_missing_package_is_said_before_the_work(
     assert not (place / "out").exists()
 
 
+@needs(*CLI)
 def test_runs_as_a_program_and_imports_nothing_heavy(place: Path) -> None:
     heavy = {"matplotlib", "rich", "pandas", "sklearn", "pytorch_lightning", "jinja2"}
     code = f"import sys, lfm_torch.compare, lfm_torch.cli; print({heavy} & set(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
-    done = subprocess.run([sys.executable, "-m", "lfm_torch.cli", *COMPARE, "--quiet"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "lfm_torch.cli", *COMPARE, "--quiet"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    failed = subprocess.run(
-        [sys.executable, "-m", "lfm_torch.cli", "similarity", "no.npy", "x.npy"], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "lfm_torch.cli", "similarity", "no.npy", "x.npy"]
+    failed = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
 
 
 def test_a_reader_that_leaves_the_pipe_is_no_error_of_ours() -> None:
     # as `lfm-torch info | true`: little output stays in the buffer until the end
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    buffered = environment()
+    buffered.pop("PYTHONUNBUFFERED", None)
     command = [sys.executable, "-m", "lfm_torch.cli", "info"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as running:
         assert running.stdout is not None
@@ -323,6 +344,7 @@ def test_a_reader_that_leaves_the_pipe_is_no_error_of_ours() -> None:
     assert running.returncode == 1
 
 
+@needs(*CLI)
 def test_cache_lists_checks_and_thins_out_the_store(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMPARE, "--out", "out", "--quiet"]) == 0
     assert main(["cache", "ls", "out/store"]) == 0
@@ -344,6 +366,7 @@ def test_cache_lists_checks_and_thins_out_the_store(place: Path, capsys: pytest.
     assert "must be a directory that a comparison has filled, got 'runs'" in capsys.readouterr().err
 
 
+@needs(*CLI)
 def test_a_budget_and_a_store_are_options_of_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMPARE, "--out", "out", "--quiet", "--no-store", "--memory", "8GiB"]) == 0
     assert not (place / "out/store").exists()
@@ -353,7 +376,8 @@ def test_a_budget_and_a_store_are_options_of_compare(place: Path, capsys: pytest
     assert "such as 2GiB or 500M, got 'much'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", ["toml", "yaml"])
+@needs(*CLI)
+@pytest.mark.parametrize("ending", ["toml", pytest.param("yaml", marks=needs("yaml"))])
 def test_a_run_file_holds_the_options(place: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
     options = {"checkpoints": ["runs"], "model": "userland:Net", "data": "userland:probe", "layers": ["one", "two"]}
     lines = {**options, "n_basis": 6, "n-neighbors": 8, "measures": ["heat"], "quiet": True, "json": False}
@@ -363,7 +387,7 @@ def test_a_run_file_holds_the_options(place: Path, capsys: pytest.CaptureFixture
     assert main(["compare", "--config", f"run.{ending}", "--out", "out", "--n-basis", "5"]) == 0
     with (place / "out/similarity.csv").open() as file:
         assert next(csv.reader(file))[-1] == "heat"
-    assert "<dd>5</dd>" in (place / "out/report.html").read_text()
+    assert "<dd>5</dd>" in (place / "out/report.html").read_text("utf-8")
     (place / f"run.{ending}").write_text(text.replace("layers", "layer"))
     assert main(["compare", "--config", f"run.{ending}"]) == 1
     assert "did you mean 'layers'" in capsys.readouterr().err
@@ -372,9 +396,10 @@ def test_a_run_file_holds_the_options(place: Path, capsys: pytest.CaptureFixture
     assert f"must be a readable {ending} file" in capsys.readouterr().err
 
 
+@needs(*CLI)
 def test_a_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMPARE, "--out", "out", "--dry-run"]) == 0
-    shown = capsys.readouterr().out
+    shown = unwrapped(capsys.readouterr().out)
     assert "4 checkpoints, 8 representations, 40 samples" in shown
     assert "pairs to compare: 36" in shown
     assert not (place / "out").exists()
@@ -384,6 +409,7 @@ def test_a_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str
     assert (plan["stored"], plan["pairs"]) == (8, 0)
 
 
+@needs(*CLI)
 def test_a_dry_run_says_what_cannot_be_compared_and_not_all_of_it(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -397,6 +423,7 @@ def test_a_dry_run_says_what_cannot_be_compared_and_not_all_of_it(
     assert len(shown.splitlines()) < 16
 
 
+@needs(*CLI)
 def test_a_store_of_another_format_is_said_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*COMPARE, "--out", "out", "--quiet"]) == 0
     with sqlite3.connect(place / "out/store/index.sqlite") as index:
@@ -411,6 +438,7 @@ def test_a_store_of_another_format_is_said_once(place: Path, capsys: pytest.Capt
         assert "must be a store of format 2, got format 1; take another directory" in line
 
 
+@needs(*CLI)
 def test_activations_need_neither_model_nor_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("m1", "m2"):
         assert main(["extract", "runs/seed0/epoch=0.ckpt", *MODEL, "--layers", "*", "--out", f"acts/{name}.npz"]) == 0
@@ -419,12 +447,13 @@ def test_activations_need_neither_model_nor_data(place: Path, capsys: pytest.Cap
     assert "--model must be given, got none" in capsys.readouterr().err
 
 
+@needs(*CLI)
 def test_a_log_tells_what_happened_when(place: Path) -> None:
     (place / "runs/seed0/epoch=7.ckpt").write_bytes(b"no checkpoint")
     command = [sys.executable, "-m", "lfm_torch.cli", *COMPARE, "--quiet", "--log", "out.log"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 3
     assert len(done.stderr.splitlines()) == 1  # the warning of the command line, not the log's as well
-    text = (place / "out.log").read_text()
+    text = (place / "out.log").read_text("utf-8")
     assert "WARNING lfm_torch.compare: not compared: seed0/epoch=7" in text
     assert "INFO lfm_torch.compare: 8 representations of 4 checkpoints, 1 failures" in text

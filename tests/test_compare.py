@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from extras import need, needs
 from torch import Tensor, nn
 
 from lfm_torch import LFMWarning, similarity
@@ -272,26 +274,29 @@ def test_interruption_goes_through() -> None:
         compare({"a": cloud(1), "b": cloud(2)}, progress=stop, **OPTIONS)
 
 
+@needs("pandas", "pyarrow")
 def test_tables_hold_every_ordered_pair(runs: Comparison, tmp_path: Path) -> None:
     frame = runs.to_pandas()
     assert len(frame) == 12**2
     row = frame.iloc[12 * 3 + 8]
     assert (row.x_checkpoint, row.x_layer, row.x_run, row.x_step) == ("seed1/epoch=1", "two", "seed1", 1)
     assert row.lfm == pytest.approx(float(runs.matrix("lfm")[3, 8]), abs=1e-8)
-    pandas = pytest.importorskip("pandas")
+    pandas = need("pandas")
     parquet = pandas.read_parquet(runs.save(tmp_path / "all.parquet"))
     pandas.testing.assert_frame_equal(parquet, frame)
-    with runs.save(tmp_path).open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["heat"]) for row in rows] == frame["heat"].tolist()
     assert torch.tensor(frame["heat"].tolist()).view(12, 12).equal(runs.matrix("heat"))
+
+
+def test_a_table_of_text_holds_every_bit(runs: Comparison, tmp_path: Path) -> None:
+    with runs.save(tmp_path).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert torch.tensor([float(row["heat"]) for row in rows]).view(12, 12).equal(runs.matrix("heat"))
+    assert [row["y_checkpoint"] for row in rows[:12]] == [item.checkpoint for item in runs.items]
     with pytest.raises(ValueError, match=r"end on .csv or .parquet, got 'a.xlsx'"):
         runs.save(tmp_path / "a.xlsx")
 
 
 def test_real_networks_match_layer_by_layer(real_data: Path) -> None:
-    numpy = pytest.importorskip("numpy")
-
     class CifarNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -312,7 +317,7 @@ def test_real_networks_match_layer_by_layer(real_data: Path) -> None:
             return self.fc(x.mean((2, 3)))
 
     images = (
-        torch.from_numpy(numpy.load(real_data / "cifar10_probe.npz")["images"][:400]).permute(0, 3, 1, 2).float() / 255
+        torch.from_numpy(np.load(real_data / "cifar10_probe.npz")["images"][:400]).permute(0, 3, 1, 2).float() / 255
     )
     mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]]).view(2, 1, 3, 1, 1)
     files = [real_data / "cifar10_cnn" / f"model_seed_{seed}.pth" for seed in (0, 1)]

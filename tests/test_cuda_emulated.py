@@ -18,7 +18,6 @@ import test_cuda_library as cuda
 import torch
 from cuda_emulator.translate import translate
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from lfm_torch.ops import OPERATORS
 from lfm_torch.ops.graph import SYMMETRIZATIONS
@@ -44,6 +43,8 @@ def load(folder: Path, namespace: str, names: tuple[str, ...], constants: dict[s
     compiler = shutil.which("g++")
     if compiler is None or platform.machine() != "x86_64" or not SOURCES.is_dir():
         pytest.skip("the emulator needs g++ on x86-64 and the sources beside the tests")
+    from torch.utils import cpp_extension  # needs setuptools, which tests elsewhere do without
+
     translated = translate(SOURCES, folder, namespace, constants)
     files = [EMULATOR / "emulator.cpp", *(file for file in translated if file.stem in names)]
     flags = ["-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-frounding-math", "-fPIC", "-shared"]

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import REPORT, needs
+from processes import environment
 
 from lfm_torch import demo
 
-pytest.importorskip("sklearn")
+pytestmark = needs("sklearn")
 
 
 def test_the_probe_is_held_out() -> None:
@@ -22,8 +24,8 @@ def test_the_probe_is_held_out() -> None:
     torch.testing.assert_close(demo.probe_images(), images[demo.N_TRAINING :])
 
 
+@needs("pytorch_lightning")
 def test_training_saves_checkpoints_that_load_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pytorch_lightning")
     monkeypatch.setattr(demo, "SEEDS", (0,))
     monkeypatch.setattr(demo, "SAVED_EPOCHS", (0, 1))
     state = torch.get_rng_state()
@@ -35,8 +37,8 @@ def test_training_saves_checkpoints_that_load_safely(tmp_path: Path, monkeypatch
     assert (tmp_path / "seed0" / "epoch=00.ckpt").exists()
 
 
+@needs("pytorch_lightning")
 def test_ctrl_c_in_training_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pytorch_lightning")
 
     def stop(self: demo.DigitsCNN, x: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
@@ -47,10 +49,10 @@ def test_ctrl_c_in_training_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+@needs("pytorch_lightning", *REPORT)
 def test_the_demo_shows_what_the_method_promises(tmp_path: Path) -> None:
-    pytest.importorskip("pytorch_lightning")
     command = [sys.executable, "-m", "lfm_torch.cli", "demo", "--out", str(tmp_path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # nothing of Lightning's
     content = json.loads(done.stdout)

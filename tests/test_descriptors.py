@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from extras import need
 from torch import Tensor
 
 import lfm_torch as lfm
@@ -36,8 +37,7 @@ def test_anchor_distances_are_the_metrics(cloud: Tensor) -> None:
 
 
 def test_geodesics_are_scipys_shortest_paths(cloud: Tensor) -> None:
-    from scipy.sparse.csgraph import dijkstra
-
+    dijkstra = need("scipy.sparse.csgraph").dijkstra
     x = torch.stack([cloud, torch.cat([cloud[:30], cloud[30:] + 100])])
     anchors = torch.tensor([3, 50])
     got = ds.geodesic_distances(x, anchors, n_neighbors=5, metric="euclidean")

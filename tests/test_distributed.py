@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,19 +12,23 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from extras import needs
+from processes import environment
 
 import lfm_torch as lfm
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without distributed or gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()), reason="torch without distributed or gloo"
+    ),
+    needs("pytorch_lightning", "torchmetrics"),
+]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """Results of every scenario, by rank: one start of two processes for all."""
-    pytest.importorskip("pytorch_lightning")
     folder = tmp_path_factory.mktemp("ranks")
     names = ["ddp", "failing", "fsdp", "torchmetrics", "lightning"]
     with socket.socket() as free:
@@ -35,13 +38,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     for rank in range(2):
         given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
         given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-        environment = os.environ | {name: str(value) for name, value in given.items()}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(Path(lfm.__file__).parents[1]), environment.get("PYTHONPATH", "")]
-        )
+        inherited = environment(**{name: str(value) for name, value in given.items()})
         command = [sys.executable, str(SCRIPT), ",".join(names), str(folder)]
         processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(command, env=inherited, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
     try:
         outputs = [process.communicate(timeout=150)[0] for process in processes]

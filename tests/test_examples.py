@@ -7,8 +7,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from extras import need
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+# what each imports, beside the library itself
+PACKAGES = {
+    "callback_lightning": ("pytorch_lightning", "tensorboard", "sklearn", "matplotlib"),
+    "distill": ("sklearn",),
+    "robustness": ("sklearn", "matplotlib"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +28,8 @@ def load(name: str) -> ModuleType:
     path = EXAMPLES / f"{name}.py"
     if not path.exists():
         pytest.skip("the examples are not beside the tests")
+    for package in PACKAGES.get(name, ("matplotlib",)):
+        need(package)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -96,7 +105,6 @@ def test_an_example_without_its_data_says_what_it_wants(name: str, tmp_path: Pat
 
 
 def test_callback_lightning(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     found = load("callback_lightning").main(["--out", str(tmp_path), "--epochs", "2"])
     assert [epoch for epoch, _ in found["initial"]] == [0, 1, 2]
     # the second epoch moves every layer less than the first, which begins at random weights

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from extras import need
+from processes import environment
 from torch import Tensor, nn
 
 from lfm_torch import LFMWarning
@@ -223,53 +225,51 @@ PROGRAM = """
 """
 
 
-def program(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def program(tmp_path: Path) -> Path:
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(PROGRAM))
-    tests = Path(__file__).parent
-    path = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
-    return script, {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    return script
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(runs: Path, tmp_path: Path) -> None:
-    script, environment = program(tmp_path)
+    script = program(tmp_path)
     undisturbed = compared(runs).save(tmp_path / "undisturbed.csv").read_bytes()
     command = [sys.executable, str(script), str(runs), str(tmp_path / "store"), str(tmp_path / "out.csv")]
     started = time.monotonic()
-    subprocess.run([*command[:3], str(tmp_path / "dry"), str(tmp_path / "dry.csv")], env=environment, check=True)
+    subprocess.run([*command[:3], str(tmp_path / "dry"), str(tmp_path / "dry.csv")], env=environment(), check=True)
     seconds = time.monotonic() - started
     chance = random.Random(0)
     for _ in range(2):
-        with subprocess.Popen(command, env=environment) as running:
+        with subprocess.Popen(command, env=environment()) as running:
             # most of the time is start-up: kill in what follows it
             time.sleep(seconds * chance.uniform(0.6, 1.0))
             running.send_signal(signal.SIGKILL)
     assert Store(tmp_path / "store").verify() == []
-    subprocess.run(command, env=environment, check=True)
+    subprocess.run(command, env=environment(), check=True)
     assert (tmp_path / "out.csv").read_bytes() == undisturbed
 
 
 def test_two_processes_on_gloo_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
-    script, environment = program(tmp_path)
+    script = program(tmp_path)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, str(script), str(runs), str(tmp_path / "store"), str(tmp_path / "out.csv"), "torch"]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, env=environment(), check=True, capture_output=True, timeout=120)
     assert (tmp_path / "out.csv").read_bytes() == compared(runs).save(tmp_path / "one.csv").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_local_ray_gives_the_same_bytes(runs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+    need("ray")
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
-    script, environment = program(folder)
+    script, inherited = program(folder), environment()
     # the workers learn where modules are from the process that compares, not from the environment
-    found = [entry for entry in environment.pop("PYTHONPATH").split(os.pathsep) if entry]
+    found = inherited.pop("PYTHONPATH").split(os.pathsep)
     (folder / "model_of_the_user.py").write_text("from test_jobs import Net as UsersNet\n")
     importing = f"import sys\nsys.path[:0] = {[str(folder), *found]}\nfrom model_of_the_user import UsersNet\n"
     script.write_text(importing + script.read_text().replace("runs, Net,", "runs, UsersNet,"))
     command = [sys.executable, str(script), str(runs), str(folder / "store"), str(folder / "out.csv"), "ray"]
-    subprocess.run(command, env=environment, check=True, timeout=180)
+    subprocess.run(command, env=inherited, check=True, timeout=180)
     assert (folder / "out.csv").read_bytes() == compared(runs).save(tmp_path / "one.csv").read_bytes()
 
 

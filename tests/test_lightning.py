@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from extras import need, reason
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lfm_torch.training import Alert
 
-pytest.importorskip("pytorch_lightning")
+pytest.importorskip("pytorch_lightning", reason=reason("pytorch_lightning"))
+pytest.importorskip("matplotlib", reason=reason("matplotlib"))
 from lfm_torch.integrations.lightning import LFMCallback, log_figure
 
 PROBE = torch.randn(80, 6, generator=torch.Generator().manual_seed(7))
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:Futu
 
 @pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
 def pl(request: pytest.FixtureRequest) -> ModuleType:
-    pytest.importorskip(request.param)
+    need(request.param)
     return import_module(request.param)
 
 
@@ -188,7 +190,7 @@ def test_figures_go_where_they_are_taken(tmp_path: Path) -> None:
 
 
 def test_tensorboard(tmp_path: Path, pl: ModuleType) -> None:
-    pytest.importorskip("tensorboard")
+    need("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     callback = callback_of()

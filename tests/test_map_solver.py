@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize as scipy_minimize
+from extras import need
 from torch import Tensor
 
 import lfm_torch as lfm
@@ -45,6 +45,7 @@ def named(w: tuple[float, float, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("w", [(1e-2, 0.0, 0.0), (0.1, 0.5, 0.0), (0.0, 1.0, 0.0), (0.1, 0.3, 0.2)])
 def test_the_solution_is_a_minimum_of_the_documented_energy(w: tuple[float, float, float]) -> None:
+    minimize = need("scipy.optimize").minimize
     bx, by = basis_of(60, 8), basis_of(50, 6, seed=1)
     fx, fy = descriptors(60, 50, 12)
     fmap = functional_map(bx, by, fx, fy, **named(w))
@@ -61,7 +62,7 @@ def test_the_solution_is_a_minimum_of_the_documented_energy(w: tuple[float, floa
         value = energy(C, bx, by, fx, fy, w)
         return float(value.detach()), torch.autograd.grad(value, C)[0].flatten().numpy()
 
-    best = scipy_minimize(objective, start.flatten().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    best = minimize(objective, start.flatten().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
     assert float(value.detach()) <= best.fun + 1e-12
 
 

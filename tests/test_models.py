@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from extras import REPORT, need, needs
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -171,9 +172,10 @@ def test_a_plan_counts_what_is_to_do(tmp_path: Path) -> None:
     assert not math.isnan(found.seconds or 0)
 
 
+@needs("transformers", *REPORT)
 def test_folders_of_transformers_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two models of different width, saved as the package saves them, and token ids as the probe."""
-    transformers = pytest.importorskip("transformers")
+    transformers = need("transformers")
     for width in (16, 24):
         torch.manual_seed(width)
         config = transformers.BertConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from oracles import TOLERANCES
+from processes import environment
 
 from lfm_torch import ops
+from lfm_torch._extension import SIMD_LEVELS
 from lfm_torch.ops import OPERATORS
 from lfm_torch.ops.knn import knn_reference
 
@@ -57,7 +58,7 @@ def test_kernel_agrees_with_twin(name: str, dtype: torch.dtype, device: torch.de
     assert count >= 3
 
 
-@pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("level", SIMD_LEVELS)
 def test_the_code_of_other_machines_agrees_as_well(level: str) -> None:
     """The level is chosen once in a process. Where this machine lacks it the next lower one runs."""
     if not ops.has_native_kernel("knn", torch.device("cpu")):
@@ -75,8 +76,9 @@ def test_the_code_of_other_machines_agrees_as_well(level: str) -> None:
         "-k",
         "twin or half_storage or alone",
     ]
-    environment = os.environ | {"LFM_TORCH_SIMD": level}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=here.parent)
+    result = subprocess.run(
+        command, env=environment(LFM_TORCH_SIMD=level), capture_output=True, text=True, check=False, cwd=here.parent
+    )
     assert result.returncode == 0, result.stdout[-2000:]
     assert " passed" in result.stdout
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from extras import need, reason
 
 import lfm_torch as lfm
+
+pytest.importorskip("matplotlib", reason=reason("matplotlib"))
 from lfm_torch.report import plots
 from lfm_torch.report.figures import png
 
@@ -43,7 +46,7 @@ def test_curves_name_measures_and_differ_without_colour() -> None:
 
 
 def test_distortion_is_drawn_on_any_embedding() -> None:
-    pytest.importorskip("sklearn")
+    need("sklearn")
     x, basis_x, basis_y = pair()
     found = lfm.distortion(lfm.paired_map(basis_x, basis_y), basis_y)
     labels = torch.arange(60) % 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from extras import REPORT, needs
 from torch import nn
 
 import lfm_torch as lfm
@@ -22,7 +23,7 @@ def readme() -> str:
     path = ROOT / "README.md"
     if not path.exists():
         pytest.skip("the README is not beside the tests")
-    return path.read_text()
+    return path.read_text("utf-8")
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -72,7 +73,14 @@ def names_of_the_reader() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(0, marks=needs(*REPORT)),
+        1,
+        pytest.param(2, marks=needs("pytorch_lightning", "matplotlib")),
+    ],
+)
 def test_python_runs(readme: str, index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = blocks(readme, "python")

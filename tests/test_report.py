@@ -7,15 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import needs, reason
+from test_cli import unwrapped
 from torch import Tensor
 
 from lfm_torch import LFMWarning
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
+
+pytest.importorskip("jinja2", reason=reason("jinja2"))
+pytest.importorskip("matplotlib", reason=reason("matplotlib"))
+pytest.importorskip("rich", reason=reason("rich"))
 from lfm_torch.report.figures import checkpoint_figure, layer_figure, save_figures, trajectory_figure
 from lfm_torch.report.html import render
-from lfm_torch.report.scales import Scale, labelled_steps, line_colors, scale_of, step_positions
-from lfm_torch.report.terminal import as_json, print_summary
+from lfm_torch.report.scales import Scale, labelled_steps, line_colors, name_of, scale_of, shown_chance, step_positions
+from lfm_torch.report.terminal import ProgressBars, as_json, print_pair, print_summary
 
 EVIL = "<script>alert(1)</script>"
 
@@ -127,10 +133,14 @@ def test_report_writes_its_files(comparison: Comparison, tmp_path: Path) -> None
     names = {path.name for path in page.parent.iterdir()}
     assert names == {"report.html", "similarity.csv", "layers.png", "checkpoints.png", "trajectory.png"}
     assert (page.parent / "layers.png").read_bytes().startswith(b"\x89PNG")
-    comparison.report(tmp_path, format="parquet")
-    assert (tmp_path / "similarity.parquet").exists()
     with pytest.raises(ValueError, match=r"format must be one of 'csv', 'parquet', got 'xlsx'"):
         comparison.report(tmp_path, format="xlsx")  # type: ignore[arg-type]
+
+
+@needs("pandas", "pyarrow")
+def test_the_table_of_a_report_can_be_parquet(comparison: Comparison, tmp_path: Path) -> None:
+    comparison.report(tmp_path, format="parquet")
+    assert (tmp_path / "similarity.parquet").exists()
 
 
 def test_steps_are_placed_and_labelled() -> None:
@@ -172,8 +182,9 @@ def test_scales_cover_the_values_with_readable_ink(comparison: Comparison) -> No
 
 
 def test_the_summary_fits_a_screen_and_takes_names_literally(
-    comparison: Comparison, capsys: pytest.CaptureFixture[str]
+    comparison: Comparison, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     print_summary(comparison, ["out/report.html"])
     shown = capsys.readouterr().out
     assert "[red]broken[/red]" in shown
@@ -185,3 +196,42 @@ def test_the_summary_fits_a_screen_and_takes_names_literally(
     content = as_json(comparison)
     assert content["measures"]["heat"]["layer_matching"]["accuracy"] == matching.accuracy
     assert content["failures"][0]["checkpoint"] == "[red]broken[/red]"
+
+
+@pytest.mark.parametrize("width", [25, 40, 60, 80, 200])
+def test_no_value_is_cut_however_narrow_the_terminal(
+    width: int, comparison: Comparison, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_summary(dataclasses.replace(comparison, failures=()))
+    keys = ("similarity", "reverse", "low", "high", "shuffled_rows", "shuffled_rows_std", "z", "p")
+    numbers = dict(zip(keys, (0.91234, 0.81, 0.8, 0.987, 0.3, 0.02, 12.3, 0.01), strict=True))
+    print_pair("x.npy", "y.npy", 50, {"heat": numbers, "lfm_paper": dict.fromkeys(keys)})
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    found = unwrapped(shown)
+    for name in comparison.measures:
+        matching = comparison.layer_matching(name)
+        assert matching is not None
+        ends = torch.stack([trajectory.values[[0, -1]].mean(1) for trajectory in comparison.trajectories(name)]).mean(0)
+        values = [matching.same_layer, matching.other_layer, *ends.tolist()]
+        same = f"{round(4 * matching.accuracy)} of 4: {matching.accuracy:.0%}"
+        for text in (*name_of(name).split(), same, shown_chance(comparison, name), *(f"{v:.3f}" for v in values)):
+            assert text in found
+    for text in ("0.9123", "0.8100", "0.800 to 0.987", "0.300 ± 0.020", "12.3", "0.01"):
+        assert text in found
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_progress_is_told_in_whole_numbers(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("COLUMNS", str(width)), ("TERM", "xterm"), ("FORCE_COLOR", "1"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    with ProgressBars() as bars:
+        bars("pairs", 50_000, 120_000)
+    shown = capsys.readouterr().err
+    assert "comparing pairs" in shown
+    assert " 50000/120000 " in shown
+    assert "…" not in shown

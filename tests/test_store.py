@@ -180,13 +180,15 @@ def test_digests_of_files_are_remembered_until_they_change(tmp_path: Path) -> No
         calls.append(path)
         return path.read_text()
 
-    assert [store.digest_of(file, compute) for _ in range(2)] == ["one", "one"]
-    assert len(calls) == 2  # too young to be trusted
-    os.utime(file, (1000, 1000))
-    # the time of the last change of a file's state cannot be set back: look as if it were later
-    later = time.time() + 10
+    # by the clock of the files, which need not be that of this machine
+    changed, seconds = file.stat().st_ctime, 1.0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lfm_torch.jobs.store.time.time", lambda: later)
+        patched.setattr("lfm_torch.jobs.store.time.time", lambda: changed + seconds)
+        assert [store.digest_of(file, compute) for _ in range(2)] == ["one", "one"]
+        assert len(calls) == 2  # too young to be trusted
+        os.utime(file, (1000, 1000))
+        # the time of the last change of a file's state cannot be set back: look as if it were later
+        seconds = 1000.0
         assert [store.digest_of(file, compute) for _ in range(3)] == ["one"] * 3
         assert len(calls) == 3
         file.write_bytes(b"two")

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from extras import reason
 
 import lfm_torch as lfm
 
-pytest.importorskip("torchmetrics")
+pytest.importorskip("torchmetrics", reason=reason("torchmetrics"))
 from lfm_torch.integrations.torchmetrics import LFMSimilarity
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from torch import Tensor, nn
 
 import lfm_torch as lfm
@@ -295,6 +296,7 @@ def test_compiled_models_are_measured_inside() -> None:
     assert inside.scores == outside.scores
 
 
+@needs("matplotlib")
 def test_files_and_figures(tmp_path: Path) -> None:
     model = Network()
     with monitor_of(model, directory=tmp_path) as monitor:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from extras import needs, reason
 
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
+pytest.importorskip("transformers", reason=reason("transformers"))
+pytest.importorskip("accelerate", reason=reason("accelerate"))
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from lfm_torch.integrations.transformers import STATE_FILE, LFMTrainerCallback
@@ -50,6 +51,7 @@ def callback_of(**options: Any) -> LFMTrainerCallback:
     return LFMTrainerCallback(tokens(60, 2), "bert.encoder.layer.*", **settings)
 
 
+@needs("matplotlib")
 def test_training_is_untouched_and_logged(tmp_path: Path) -> None:
     alone = trainer_of(tmp_path / "a")
     alone.train()

@@ -38,7 +38,7 @@ def _toml(path: Path) -> Any:
         library = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     except ImportError as error:
         raise ImportError('a .toml run file needs tomli before Python 3.11: pip install "tomli"') from error
-    return library.loads(path.read_text())
+    return library.loads(path.read_text("utf-8"))
 
 
 def _yaml(path: Path) -> Any:
@@ -47,7 +47,7 @@ def _yaml(path: Path) -> Any:
     except ImportError as error:
         raise ImportError('a .yaml run file needs pyyaml: pip install "lfm-torch[yaml]"') from error
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text("utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(_checks.one_line(error, typed=True)) from error
 

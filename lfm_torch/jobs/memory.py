@@ -17,7 +17,7 @@ def available_bytes() -> int:
     """Bytes that a new program could take without swapping."""
     info = Path("/proc/meminfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text("utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 * 2**30
@@ -27,7 +27,7 @@ def resident_bytes() -> int:
     """Bytes that this process takes now; where the system does not say, the most it has taken."""
     status = Path("/proc/self/statm")
     if status.exists():
-        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(status.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     if sys.platform == "win32":
         return 0
     import resource

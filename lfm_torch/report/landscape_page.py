@@ -66,7 +66,7 @@ def describe(comparison: Comparison) -> dict[str, Any] | None:
         "step": (scale.high - scale.low) / _STEPS,
         # names are data: no "<" of theirs ends the element they stand in
         "data": Markup(json.dumps(held).replace("<", "\\u003c")),
-        "script": Markup(files("lfm_torch.report").joinpath("landscape.js").read_text()),
+        "script": Markup(files("lfm_torch.report").joinpath("landscape.js").read_text("utf-8")),
     }
 
 

@@ -13,8 +13,7 @@ from lfm_torch.report.scales import chance_of, name_of, shown_chance
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
-    from rich.table import Table
+    from rich.progress import Progress, ProgressColumn, TaskID
 
     from lfm_torch.comparison import Comparison
     from lfm_torch.jobs.plan import Plan
@@ -26,6 +25,7 @@ _STAGES = {
 }
 _SHOWN_STEPS = 8
 _SHOWN_FAILURES = 6
+_GAP = 3  # between the columns of a table
 
 
 def check_available() -> None:
@@ -50,14 +50,16 @@ class ProgressBars:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (
+            console = Console(stderr=True)
+            columns: tuple[ProgressColumn, ...] = (
                 TextColumn("{task.description:<20}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
             )
-            console = Console(stderr=True)
+            if console.width < 72:  # the numbers whole rather than a bar beside parts of them
+                columns = (TextColumn("{task.description}"), columns[2], TimeRemainingColumn(compact=True))
             self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
             self._bars.start()
         return self
@@ -123,10 +125,8 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
     for note in notes:
         console.print(note, soft_wrap=True)
     console.print()
-    console.print(_measures_table(comparison))
-    trajectory = _trajectory_table(comparison)
-    if trajectory is not None:
-        console.print(trajectory)
+    _print_measures(console, comparison)
+    _print_trajectories(console, comparison)
     if comparison.failures:
         _print_failures(console, "not compared", comparison.failures, "see the report")
         console.print()
@@ -144,55 +144,76 @@ def _headline(comparison: Comparison) -> str:
     return f"{', '.join(parts)}: compared in {comparison.settings['seconds']:.1f} s"
 
 
-def _table(title: str) -> Table:
+def _print_table(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, or where that is too narrow for it a list per row: lines may break, but no value is cut."""
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    width = [max(map(len, values)) for values in zip(*rows, strict=True)]
+    words = [max(map(len, name.split())) for name in header]
+    # names may break between words, values not
+    least = [max(words[0], *(len(word) for row in rows for word in row[0].split()))]
+    least += [max(pair) for pair in zip(width[1:], words[1:], strict=True)]
+    spare = console.width - sum(least) - _GAP * len(header)
+    if spare < 0:
+        console.print(title, style="bold")
+        for name, *values in rows:
+            console.print(f"\n {name}", style="bold")
+            for label, value in zip(header[1:], values, strict=True):
+                console.print(f" {label + ' ':.<{max(map(len, header[1:])) + 2}} {value}")
+        console.print()
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for k, name in enumerate(header):
+        more = min(spare, max(width[k], len(name)) - least[k])
+        spare -= more
+        table.add_column(name, justify="right" if k else "left", width=least[k] + more)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
-def _measures_table(comparison: Comparison) -> Table:
+def _print_measures(console: Console, comparison: Comparison) -> None:
     matchings = {name: comparison.layer_matching(name) for name in comparison.measures}
-    table = _table("which layer of another network is most similar?" if any(matchings.values()) else "similarity")
-    table.add_column("measure", no_wrap=True)
-    if any(matchings.values()):
-        guessing = next(matching.chance for matching in matchings.values() if matching)
-        for column in (f"the same (guessing {guessing:.0%})", "same layer", "other layers"):
-            table.add_column(column, justify="right")
+    guessing = next((matching.chance for matching in matchings.values() if matching), None)
+    if guessing is None:
+        title, columns = "similarity", ["mean over pairs"]
     else:
-        table.add_column("mean over pairs", justify="right")
-    table.add_column("shuffled rows", justify="right")
+        title = "which layer of another network is most similar?"
+        columns = [f"the same (guessing {guessing:.0%})", "same layer", "other layers"]
+    rows = []
     for name, matching in matchings.items():
-        chance = shown_chance(comparison, name)
         if matching is None:
             matrix = comparison.matrix(name)
             apart = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
-            table.add_row(name_of(name), f"{float(apart.mean()):.3f}", chance)
-            continue
-        right = round(matching.accuracy * matching.n_decisions)
-        found = f"{right} of {matching.n_decisions}: {matching.accuracy:.0%}"
-        table.add_row(name_of(name), found, f"{matching.same_layer:.3f}", f"{matching.other_layer:.3f}", chance)
-    return table
+            values = [f"{float(apart.mean()):.3f}"]
+        else:
+            right = round(matching.accuracy * matching.n_decisions)
+            found = f"{right} of {matching.n_decisions}: {matching.accuracy:.0%}"
+            values = [found, f"{matching.same_layer:.3f}", f"{matching.other_layer:.3f}"]
+        rows.append([name_of(name), *values, shown_chance(comparison, name)])
+    _print_table(console, title, ["measure", *columns, "shuffled rows"], rows)
 
 
-def _trajectory_table(comparison: Comparison) -> Table | None:
+def _print_trajectories(console: Console, comparison: Comparison) -> None:
     trajectories = {name: comparison.trajectories(name) for name in comparison.measures}
     first = trajectories[comparison.measures[0]]
     if not first:
-        return None
+        return
     alike = all(trajectory.steps == first[0].steps for trajectory in first)
     steps = first[0].steps
-    count = min(len(steps), _SHOWN_STEPS)
-    shown = sorted({round(i * (len(steps) - 1) / (count - 1)) for i in range(count)})
-    whose = f"mean over {len(first)} runs and" if alike and len(first) > 1 else f"run {first[0].run}, mean over"
-    table = _table(f"similarity to the final checkpoint ({whose} layers)")
-    table.add_column("epoch or step", no_wrap=True)
-    for k in shown:
-        table.add_column(str(steps[k]), justify="right")
-    for name, members in trajectories.items():
+    columns = [["epoch or step", *map(name_of, trajectories)], *([str(step)] for step in steps)]
+    for members in trajectories.values():
         values = torch.stack([member.values for member in (members if alike else members[:1])]).nanmean((0, 2))
-        table.add_row(name_of(name), *(f"{float(values[k]):.3f}" for k in shown))
-    return table
+        for column, value in zip(columns[1:], values.tolist(), strict=True):
+            column.append(f"{value:.3f}")
+    # as many steps as have room beside the names, the first and the last at least
+    name_width, *widths = (max(map(len, column)) for column in columns)
+    count = min(len(steps), max(2, min(_SHOWN_STEPS, (console.width - name_width - _GAP) // (max(widths) + _GAP))))
+    shown = sorted({round(i * (len(steps) - 1) / (count - 1)) for i in range(count)})
+    header, *rows = zip(columns[0], *(columns[1 + k] for k in shown), strict=True)
+    whose = f"mean over {len(first)} runs and" if alike and len(first) > 1 else f"run {first[0].run}, mean over"
+    _print_table(console, f"similarity to the final checkpoint ({whose} layers)", header, rows)
 
 
 def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, Any]:
@@ -233,22 +254,21 @@ def print_pair(x: str, y: str, n: int, values: dict[str, dict[str, float | None]
     """Print the similarity of two arrays, in both directions, with its interval and what shuffled rows give."""
     from rich.console import Console
 
-    table = _table(f"{x} (x) and {y} (y), {n} samples")
-    for column in ("measure", "x to y", "y to x", "95% interval", "shuffled rows", "z", "p"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
+    rows = []
     for name, value in values.items():
         keys = ("low", "high", "shuffled_rows", "shuffled_rows_std")
         low, high, chance, std = (_number(value[key], 3) for key in keys)
-        table.add_row(
-            name_of(name),
+        numbers = [
             _number(value["similarity"], 4),
             _number(value["reverse"], 4),
             "-" if value["low"] is None else f"{low} to {high}",
             "-" if value["shuffled_rows"] is None else f"{chance} ± {std}",
             _number(value["z"], 1),
             _number(value["p"], 2),
-        )
-    Console(markup=False, highlight=False).print(table)
+        ]
+        rows.append([name_of(name), *numbers])
+    header = ("measure", "x to y", "y to x", "95% interval", "shuffled rows", "z", "p")
+    _print_table(Console(markup=False, highlight=False), f"{x} (x) and {y} (y), {n} samples", header, rows)
 
 
 def _number(value: float | None, digits: int) -> str:
