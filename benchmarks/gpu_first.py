@@ -27,6 +27,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -75,6 +76,7 @@ class Run:
         self.record = record
         self.dry = dry
         self.outcomes: dict[str, runs.Outcome] = {}
+        self.interrupted = False
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text("")
         paths = [str(ROOT), str(ROOT / "tests"), str(HERE), os.environ.get("PYTHONPATH", "")]
@@ -135,7 +137,7 @@ class Run:
         def work() -> None:
             while True:
                 with lock:
-                    if not waiting:
+                    if not waiting or self.interrupted:
                         return
                     name = waiting.pop(0)
                 time_left = deadline - time.monotonic()
@@ -286,6 +288,7 @@ def main() -> int:
         parser.error(f"STEP must be among {', '.join(LIMITS)}, got {', '.join(unknown)}")
     out = os.environ.get("OUT") or (tempfile.mkdtemp(prefix="gpu-first-") if arguments.dry else ROOT / "build")
     run = Run(Path(out) / "gpu-first.jsonl", dry=arguments.dry)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways to stop it leave the summary
     run.say("run", "begun", commit=runs.commit(), dry=arguments.dry)
     try:
         for name in LIMITS:
@@ -294,12 +297,14 @@ def main() -> int:
             if run.found_nothing:
                 break
     except KeyboardInterrupt:
+        run.interrupted = True
+        runs.end_all()
         run.say("run", "interrupted", ok=False)
     seconds = time.monotonic() - run.begun
     run.say("run", "ended", seconds=round(seconds, 1))
     print(f"\n== summary after {seconds:.0f} s; all of it in {run.record}\n{run.summary()}", flush=True)
     run.keep()
-    return 0 if all(outcome.status == 0 for outcome in run.outcomes.values()) else 1
+    return 0 if not run.interrupted and all(outcome.status == 0 for outcome in run.outcomes.values()) else 1
 
 
 if __name__ == "__main__":

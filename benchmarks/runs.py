@@ -23,6 +23,7 @@ GRACE = 2.0  # seconds in which what was killed has to be gone; one that a drive
 # failures that the runtime reports are raised by the library itself.
 SANITIZER_OPTIONS = ("--kernel-name", "kns=lfm", "--report-api-errors", "no", "--error-exitcode", "9")
 SANITIZERS = ("memcheck", "racecheck")
+_running: set[subprocess.Popen[str]] = set()
 
 
 class Outcome(NamedTuple):
@@ -69,6 +70,8 @@ def run(
         start_new_session=True,
     )
 
+    _running.add(process)
+
     def pass_on() -> None:
         assert process.stdout is not None
         for line in process.stdout:
@@ -84,12 +87,23 @@ def run(
             if status is None and left > tick:
                 on_tick()
     finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
         reader.join(GRACE)
+        _running.discard(process)
     return Outcome(status, time.monotonic() - begun)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def end_all() -> None:
+    """Kill what is still running, those that other threads started as well: for an interrupted run."""
+    for process in list(_running):
+        _kill(process)
 
 
 class TestOutcomes:

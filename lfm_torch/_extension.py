@@ -77,7 +77,8 @@ class Library:
 
     def described(self) -> str | None:
         """Its build in one line."""
-        return "; ".join(f"{key} {value}" for key, value in self.build.items()) or None
+        readable = self.build | ({"cuda": _dotted(int(self.build["cuda"]))} if "cuda" in self.build else {})
+        return "; ".join(f"{key} {value}" for key, value in readable.items()) or None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -83,6 +84,21 @@ def test_the_five_minutes_hold_whatever_hangs(tmp_path: Path, monkeypatch: pytes
     assert "stopped at its limit" in run.summary()
     assert "not run: the five minutes are over" in run.summary()
     assert (tmp_path / "results" / "gpu-first.jsonl").read_text() in run.record.read_text()
+
+
+def test_interrupted_it_leaves_no_process_and_a_summary(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_first.py"), "--dry", "operators"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env={**os.environ, "OUT": str(tmp_path)}, stdout=pipe, text=True) as process:
+        record, end = tmp_path / "gpu-first.jsonl", time.monotonic() + 30
+        while not (record.exists() and record.stat().st_size) and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "run: interrupted" in said
+    assert str(record) in said
 
 
 def test_a_crash_is_no_success(tmp_path: Path) -> None:
