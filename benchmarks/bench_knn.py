@@ -64,11 +64,8 @@ def matmul_topk(x: Tensor, k: int, metric: str) -> Tensor:
 
 
 def matmul_tf32_topk(x: Tensor, k: int, metric: str) -> Tensor:
-    torch.set_float32_matmul_precision("high")
-    try:
+    with harness.tf32():
         return matmul_topk(x, k, metric)
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def cdist_loop(x: Tensor, k: int, metric: str) -> Tensor:

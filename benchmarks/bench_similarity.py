@@ -60,11 +60,8 @@ def one_pair(evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor)
 
 def in_tf32(evecs: Tensor, evals: Tensor, side: int) -> Tensor:
     """The same on a GPU with products in TF32."""
-    torch.set_float32_matmul_precision("high")
-    try:
+    with harness.tf32():
         return stacked(evecs, evals, side)
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def loop(evecs: Tensor, evals: Tensor, first: int) -> Tensor:

@@ -182,6 +182,8 @@ def sanitized(cuda: Any, fresh: torch.Generator) -> Iterator[None]:
 
 def limits() -> None:
     """What the card can do: copies, matrix products, and the small eigenproblems that solvers wait for."""
+    import harness
+
     n, size = (256, 2**20) if DRY else (8192, 2**30)
     with part("copy"):
         source = torch.empty(size // 4, device=DEVICE).normal_()
@@ -191,9 +193,8 @@ def limits() -> None:
     for name in ("float32", "tf32", "bfloat16", "float16"):
         with part(f"matmul {name}"):
             a, b = (randn(n, n, seed=seed).to(getattr(torch, name, torch.float32)) for seed in (0, 1))
-            torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-            seconds = seconds_of({"matmul": lambda a=a, b=b: a @ b})["matmul"]
-            torch.set_float32_matmul_precision("highest")
+            with harness.tf32(name == "tf32"):
+                seconds = seconds_of({"matmul": lambda a=a, b=b: a @ b})["matmul"]
             emit(f"matmul {name}", tflops=2 * n**3 / seconds / 1e12)
     for dtype in (torch.float64, torch.float32):
         for p in (64, 128) if DRY else (64, 128, 256, 512, 513):
@@ -382,10 +383,8 @@ def training() -> None:
             emit(f"{name}, batch {n}, forward and backward", ms=1e3 * seconds, gradient=float(x.grad.norm()))
 
     graph = graph_of(*((1000, 15) if DRY else (20_000, 30)))
-    with part("high precision"):
-        torch.set_float32_matmul_precision("high")
+    with part("TF32"), harness.tf32():
         solve("solve with float32 products in TF32 allowed", graph, 50)
-    torch.set_float32_matmul_precision("highest")
     with part("autocast"), torch.autocast(DEVICE.type, torch.bfloat16):
         solve("solve under autocast", graph, 50)
 

@@ -101,6 +101,17 @@ def once(run: Callable[[], Any]) -> tuple[float, Any]:
     return _timed(lambda: found.append(run()), 1), found[0]
 
 
+@contextlib.contextmanager
+def tf32(allowed: bool = True) -> Iterator[None]:
+    """Let float32 products on a GPU be made in TF32, with 10 bits of mantissa, until the end of the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def synchronize() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():

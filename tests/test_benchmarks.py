@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from extras import needs
 
 import lfm_torch as lfm
 
+pytestmark = needs("scipy", "sklearn")  # what ours is measured against
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("bench_*.py"))
 HANG = "import time; time.sleep(60)"
