@@ -195,7 +195,7 @@ def spectral_basis(
             1e-5 in float32 and 1e-8 in float64.
         max_iterations: Iterations of the solver before it gives up with a warning; None for the solver's default.
         warm_start: A basis of the same points on a similar graph to start from.
-        generator: Source of the random start; None for a fixed seed.
+        generator: Source of the random start, on the device of the graph; None for a fixed seed.
 
     Returns:
         Basis, with residuals, convergence and the number of components.
