@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import extras
 import pytest
 
 from lfm_torch.ops import OPERATORS
@@ -115,12 +116,12 @@ def test_a_crash_is_no_success(tmp_path: Path) -> None:
 
 
 def test_a_bare_checkout_runs_its_gpu_tests(tmp_path: Path) -> None:
-    """Only on PYTHONPATH, not installed, without git, and without the packages that a GPU machine lacks."""
+    """Only on PYTHONPATH, not installed, without git, and without any package that is not needed."""
     ignored = shutil.ignore_patterns("build", "dist", "*.egg-info", "results", "demo-output", "__pycache__", ".*")
     checkout = Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=ignored))
     code = """
     import sys
-    for name in ("faiss", "rich", "matplotlib", "ray", "torch_cluster", "torch_sparse", "torch_geometric"):
+    for name in sys.argv[2].split():
         sys.modules[name] = None
     import importlib.metadata as metadata
     version = metadata.version
@@ -135,22 +136,13 @@ def test_a_bare_checkout_runs_its_gpu_tests(tmp_path: Path) -> None:
     assert lfm_torch.__file__.startswith(sys.argv[1]), lfm_torch.__file__
     assert lfm_torch.__version__.count(".") == 2
     import pytest
-    sys.exit(pytest.main(sys.argv[2:]))
+    sys.exit(pytest.main(sys.argv[3:]))
     """
     environment = {**os.environ, "PYTHONPATH": str(checkout), "PATH": "/nowhere", "LFM_TORCH_GPU_TESTS_ON": "cpu"}
 
     def run(*words: str) -> str:
-        command = [
-            sys.executable,
-            "-c",
-            textwrap.dedent(code),
-            str(checkout),
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "gpu",
-            *words,
-        ]
+        pytest_options = ("-p", "no:cacheprovider", "-m", "gpu", *words)
+        command = [sys.executable, "-c", textwrap.dedent(code), str(checkout), " ".join(extras.EXTRAS), *pytest_options]
         result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout

@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gpu_steps
 import numpy as np
 import pytest
 import test_cuda_library
 import test_gpu_stages as stages
 import torch
-from extras import need
+from extras import CLI, need, needs
 from pretend_cuda import DEVICE, DeviceError, PretendedCuda, PretendedTensor, pretended_cuda
 from torch import Tensor, nn
 
@@ -39,10 +38,10 @@ from lfm_torch.map_weights import choose_weights
 from lfm_torch.measures import MEASURES
 from lfm_torch.models import Models
 from lfm_torch.ops import OPERATORS
-from lfm_torch.report import plots
 from lfm_torch.training import Monitor
 from lfm_torch.transfer import Translator, relative_representations
 
+gpu_steps = pytest.importorskip("gpu_steps", reason="the benchmarks are not beside the tests")
 pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA of its own")
 
 Move = Callable[[Tensor], Tensor]
@@ -237,6 +236,7 @@ def test_graphs(weights: Any, symmetrize: Any) -> None:
     both(lambda m: lfm.build_graph(m(x.view(2, 45, 6)), n_neighbors=5, weights=weights, symmetrize=symmetrize))
 
 
+@needs("scipy")
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_graphs_and_their_parts(tmp_path: Path) -> None:
     x, sets = clusters(90)[0], torch.arange(90) // 40
@@ -451,6 +451,7 @@ def test_what_a_basis_can_do(tmp_path: Path) -> None:
 # ---- maps and what is read from them
 
 
+@needs("scipy")
 def test_maps(tmp_path: Path) -> None:
     x, y = clusters(100)
     f = draw(100, 12, seed=3)
@@ -505,6 +506,8 @@ def test_weights_of_maps_and_a_loss_with_descriptors() -> None:
 
 def test_figures() -> None:
     need("matplotlib")
+    from lfm_torch.report import plots
+
     x, y = (basis_of(points.to("cuda")) for points in clusters(60))
     fmap = lfm.paired_map(x, y)
     labels = torch.arange(60) % 6
@@ -718,6 +721,7 @@ def test_extraction_of_tokens(pooling: Any) -> None:
     both(run)
 
 
+@needs("matplotlib")
 @pytest.mark.parametrize(("background", "reference"), [(False, "previous"), (True, "initial"), (None, "previous")])
 def test_monitor(background: bool | None, reference: str, tmp_path: Path) -> None:
     probe = draw(80, 6, seed=7, dtype=torch.float32)
@@ -838,6 +842,7 @@ def probe():
 """
 
 
+@needs(*CLI)
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

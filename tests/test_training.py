@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +352,16 @@ def test_other_mistakes() -> None:
     with pytest.raises(RuntimeError, match=r"call flush\(\) on all ranks"):
         waiting.state_dict()
     waiting.close()
+
+
+def test_without_matplotlib_the_history_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = Monitor(nn.Sequential(nn.Linear(4, 3)), torch.randn(40, 4), layers="0", directory=tmp_path)
+    monitor.step()
+    for name in ("matplotlib", "lfm_torch.report.history"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"figures need matplotlib: pip install \"lfm-torch\[cli\]\""):
+        monitor.save()
+    assert (tmp_path / "history.csv").stat().st_size > 0
+    assert [path.name for path in monitor.save(figures=False)] == ["history.json", "history.csv"]

@@ -291,7 +291,7 @@ class Monitor:
         """Write ``history.json``, ``history.csv`` and, with ``figures``, ``curves.png``, ``layers.png`` (rank zero).
 
         Raises:
-            ImportError: figures without matplotlib.
+            ImportError: figures without matplotlib, once the history is written.
             ValueError: no directory given, here or to the monitor.
         """
         self.flush()
@@ -301,14 +301,15 @@ class Monitor:
         if not is_rank_zero():
             return []
         directory.mkdir(parents=True, exist_ok=True)
-        contents = {"history.json": self._json(), "history.csv": _csv(self.rows())}
-        if figures:
-            from lfm_torch.report.history import history_figures
+        written = _write(directory, {"history.json": self._json(), "history.csv": _csv(self.rows())})
+        return written + _write(directory, self._figures()) if figures else written
 
-            contents |= history_figures(self)
-        for name, content in contents.items():
-            _files.write_atomically(directory / name, content)
-        return [directory / name for name in contents]
+    def _figures(self) -> dict[str, bytes]:
+        try:
+            from lfm_torch.report.history import history_figures
+        except ImportError as error:
+            raise ImportError('figures need matplotlib: pip install "lfm-torch[cli]", or pass figures=False') from error
+        return history_figures(self)
 
     def state_dict(self) -> dict[str, Any]:
         """History, bases and counts in plain values and CPU tensors.
@@ -418,6 +419,12 @@ def metrics_of(point: Point) -> dict[str, float]:
         for layer, measured in point.scores.items()
         for measure, value in measured.items()
     }
+
+
+def _write(directory: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    for name, content in contents.items():
+        _files.write_atomically(directory / name, content)
+    return [directory / name for name in contents]
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
