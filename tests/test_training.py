@@ -357,7 +357,7 @@ def test_other_mistakes() -> None:
 def test_without_matplotlib_the_history_is_written_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monitor = Monitor(nn.Sequential(nn.Linear(4, 3)), torch.randn(40, 4), layers="0", directory=tmp_path)
+    monitor = Monitor(nn.Sequential(nn.Linear(4, 3)), torch.randn(80, 4), layers="0", directory=tmp_path)
     monitor.step()
     for name in ("matplotlib", "lfm_torch.report.history"):
         monkeypatch.setitem(sys.modules, name, None)
