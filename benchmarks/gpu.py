@@ -60,7 +60,7 @@ REGISTERS, SHARED, THREADS, BLOCKS = 65536, 228 * 1024, 2048, 32
 LARGE = "MoreThan2To31"  # tests that fill the GPU's memory: alone, and last
 # small shapes: the sanitizer slows a kernel by one to two orders of magnitude
 SANITIZED = ["tests/test_cuda_library.py", "-m", "gpu", "-k", "sample_inputs or half_stored or ragged or empty"]
-TABLE = 9500  # characters of the table at the end: what comes back of a lent machine's terminal is not much more
+TABLE = 9500  # characters of the table at the end, which a terminal that keeps little still holds
 
 # what the libraries are, told by a process of its own: one that does not load may end it
 PROBE = """
@@ -161,7 +161,7 @@ class Run:
 def environment(part: Part) -> dict[str, str]:
     # "python -m pytest" and the benchmarks must both import the package beside them
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    # $OUT takes few files: the rows of all benchmarks come back in the record of the whole
+    # $OUT gets two files: the rows of all benchmarks are in the record of the whole
     own = {name: value for name, value in os.environ.items() if name != "OUT"}
     return {**own, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **part.environment}
 
@@ -302,7 +302,7 @@ def occupancy(threads: int, kernel: dict[str, int]) -> dict[str, float]:
 
 
 def summary(rows: list[harness.Row]) -> str:
-    """The parts, then the rows of each benchmark, in no more characters than come back from a lent machine.
+    """The parts, then the rows of each benchmark, in at most ``TABLE`` characters.
 
     Small tables are printed whole; the large ones share what is left.
     """

@@ -1,6 +1,6 @@
 """What the two runs on a GPU share: commands with a time limit, and reading what they print.
 
-Without torch, so that the clock of a run on a lent machine starts at once.
+Without torch, whose import takes seconds, so that the clock of a run starts at once.
 """
 
 from __future__ import annotations

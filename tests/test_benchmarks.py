@@ -393,7 +393,7 @@ class TestRunForAGPU:
         assert run.record.rows[0].get("cpu") == info.cpu_build
         assert gpu.examined(run, self.part(gpu, "build", "raise OSError('no GLIBC')"))[0].endswith("no GLIBC")
 
-    def test_the_whole_run_leaves_its_files_where_they_come_back(
+    def test_the_whole_run_leaves_its_files_in_the_folder_for_them(
         self,
         gpu: Any,
         monkeypatch: pytest.MonkeyPatch,
