@@ -24,6 +24,7 @@ GRACE = 2.0  # seconds in which what was killed has to be gone; one that a drive
 SANITIZER_OPTIONS = ("--kernel-name", "kns=lfm", "--report-api-errors", "no", "--error-exitcode", "9")
 SANITIZERS = ("memcheck", "racecheck")
 _running: set[subprocess.Popen[str]] = set()
+_over = threading.Event()
 
 
 class Outcome(NamedTuple):
@@ -71,6 +72,8 @@ def run(
     )
 
     _running.add(process)
+    if _over.is_set():
+        _kill(process)
 
     def pass_on() -> None:
         assert process.stdout is not None
@@ -101,7 +104,8 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def end_all() -> None:
-    """Kill what is still running, those that other threads started as well: for an interrupted run."""
+    """Kill what is still running, and what other threads are about to start: for an interrupted run."""
+    _over.set()
     for process in list(_running):
         _kill(process)
 
