@@ -206,21 +206,24 @@ def simd_level() -> str | None:
     library = load().cpu
     if not library.live:
         return None
-    level = ctypes.CDLL(str(library.path)).lfm_torch_simd
+    level = getattr(ctypes.CDLL(str(library.path)), "lfm_torch_simd", None)
+    if level is None:  # a library of older sources, which a note names
+        return None
     level.restype = ctypes.c_char_p
     return bytes(level()).decode()
 
 
 def _device_notes(build: dict[str, str]) -> tuple[str, ...]:
     """Name the GPUs without code in the CUDA library: machine code serves its major version, PTX all later ones."""
-    built = [(tuple(map(int, a.removesuffix("+PTX").split("."))), a) for a in build["architectures"].split(",")]
+    asked_for = build["architectures"].split(",")
+    found = [re.fullmatch(r"(\d+)\.(\d+)\w?(\+PTX)?", name) for name in asked_for]
+    built = [((int(match[1]), int(match[2])), match[3] is not None) for match in found if match is not None]
+    if len(built) < len(asked_for):  # torch knows architectures by other names too: nothing can be said
+        return ()
     notes = []
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
-        if not any(
-            (code[0] == major and code[1] <= minor) or (name.endswith("+PTX") and code <= (major, minor))
-            for code, name in built
-        ):
+        if not any((code[0] == major and code[1] <= minor) or (ptx and code <= (major, minor)) for code, ptx in built):
             notes.append(
                 f"cuda:{index} has compute capability {major}.{minor}, and the CUDA library code for "
                 f"{build['architectures']}: set TORCH_CUDA_ARCH_LIST={major}.{minor} and {_BUILD_AGAIN}"

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch._extension import SIMD_LEVELS
+from lfm_torch._extension import SIMD_LEVELS, _device_notes
 
 
 def run(code: str, **environment: str) -> str:
@@ -28,6 +29,28 @@ def test_build_info_tells_what_is_live() -> None:
     assert (info.simd in SIMD_LEVELS) == info.cpu_kernels == (info.cpu_build is not None)
     if torch.version.cuda is None:
         assert any("CUDA" in note for note in info.notes)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "served"),
+    [
+        ("8.0,9.0,10.0+PTX", (9, 0), True),
+        ("8.0,9.0,10.0+PTX", (8, 6), True),
+        ("8.0,9.0,10.0+PTX", (12, 0), True),
+        ("8.0,9.0,10.0+PTX", (7, 5), False),
+        ("8.6", (8, 0), False),
+        ("9.0a", (10, 0), False),
+        ("Hopper", (7, 5), True),  # nothing can be said
+    ],
+)
+def test_a_gpu_without_code_is_named(
+    architectures: str, capability: tuple[int, int], served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    notes = _device_notes({"architectures": architectures})
+    assert (notes == ()) == served
+    assert served or f"compute capability {capability[0]}.{capability[1]}" in notes[0]
 
 
 def test_without_the_extension_the_twins_give_the_same_scores() -> None:
