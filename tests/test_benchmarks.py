@@ -316,7 +316,7 @@ class TestRunForAGPU:
         start = time.perf_counter()
         run = self.run(gpu, tmp_path, 4)
         run.parts([self.part(gpu, str(i), HANG, 1.5, grows=i == 0) for i in range(4)])
-        assert time.perf_counter() - start < 5
+        assert time.perf_counter() - start < 15  # 4 s and what a busy machine adds; a part alone would take 60
         assert [str(row["status"]).split()[0] for row in run.record.rows] == ["stopped", "stopped", "not", "not"]
 
     @pytest.mark.parametrize("building", [False, True])
