@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, copied
 
-ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the sources are not beside the tests"),
     pytest.mark.skipif(find_spec("setuptools") is None, reason="building needs setuptools"),
@@ -26,10 +26,16 @@ NO_KERNELS = {"LFM_TORCH_NO_EXT": "1"}
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of the repository without what was built in it."""
-    ignored = shutil.ignore_patterns(
-        "*.so", "build", "dist", "*.egg-info", "results", "demo-output", "__pycache__", ".*"
-    )
-    return Path(shutil.copytree(ROOT, tmp_path / "a checkout", ignore=ignored))
+    return copied(tmp_path / "a checkout", "*.so")
+
+
+def test_a_copy_does_not_hold_itself(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("kept/a.py", "kept/a.so", "build/b.py", "tmp/of another test/c.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    copy = copied(root / "tmp" / "copy", "*.so", root=root)
+    assert sorted(str(path.relative_to(copy)) for path in copy.rglob("*")) == ["kept", str(Path("kept", "a.py"))]
 
 
 def run(checkout: Path, *command: str, **environment: str) -> str:

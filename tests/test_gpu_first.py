@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import extras
 import pytest
+from checkout import ROOT, copied
 
 from lfm_torch.ops import OPERATORS
 
-ROOT = Path(__file__).parents[1]
 gpu_first = pytest.importorskip("gpu_first", reason="the benchmarks are not beside the tests")
 runs = pytest.importorskip("runs")
 
@@ -117,8 +116,7 @@ def test_a_crash_is_no_success(tmp_path: Path) -> None:
 
 def test_a_bare_checkout_runs_its_gpu_tests(tmp_path: Path) -> None:
     """Only on PYTHONPATH, not installed, without git, and without any package that is not needed."""
-    ignored = shutil.ignore_patterns("build", "dist", "*.egg-info", "results", "demo-output", "__pycache__", ".*")
-    checkout = Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=ignored))
+    checkout = copied(tmp_path / "checkout")
     code = """
     import sys
     for name in sys.argv[2].split():
