@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import ROOT
 from extras import needs
 
 import lfm_torch as lfm
 
 pytestmark = needs("scipy", "sklearn")  # what ours is measured against
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("bench_*.py"))
 HANG = "import time; time.sleep(60)"
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import test_cuda_library as cuda
 import torch
+from checkout import ROOT
 from cuda_emulator.translate import translate
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from lfm_torch.ops import OPERATORS
 from lfm_torch.ops.graph import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
 
-SOURCES = Path(__file__).parents[1] / "csrc"
+SOURCES = ROOT / "csrc"
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 pytestmark = pytest.mark.emulated
 

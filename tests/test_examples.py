@@ -7,9 +7,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from checkout import ROOT
 from extras import need
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 # what each imports, beside the library itself
 PACKAGES = {
     "callback_lightning": ("pytorch_lightning", "tensorboard", "sklearn", "matplotlib"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import ROOT
 from oracles import TOLERANCES
 from processes import environment
 
@@ -41,7 +42,7 @@ def test_every_schema_of_the_namespace_is_registered() -> None:
 
 
 def test_every_operator_has_a_cpu_kernel_listed_in_the_table_of_contents() -> None:
-    table = Path(__file__).parents[1] / "csrc" / "ops.cpp"
+    table = ROOT / "csrc" / "ops.cpp"
     if not table.exists():
         pytest.skip("the sources are not beside the tests")
     assert set(re.findall(r'm\.impl\("(\w+)"', table.read_text())) == set(OPERATORS)

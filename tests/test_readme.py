@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import ROOT
 from extras import REPORT, needs
 from torch import nn
 
 import lfm_torch as lfm
 from lfm_torch.cli import main
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
