@@ -15,12 +15,12 @@ from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.correspondence import mean_reciprocal_rank, pointwise_map
-from lfm_torch.distortion import Distortion, distortion, shape_difference
+from lfm_torch.distortion import Distortion, shape_difference
 from lfm_torch.functional_map import FunctionalMap, functional_map, paired_map
 from lfm_torch.graph import Graph, build_graph
 from lfm_torch.laplacian import Laplacian
 from lfm_torch.neighbors import Neighbors, knn
-from lfm_torch.pipeline import similarity
+from lfm_torch.pipeline import distortion, similarity
 from lfm_torch.refine import icp, sinkhorn_map, zoomout
 from lfm_torch.representation import extract
 from lfm_torch.significance import sensitivity, significance

@@ -17,7 +17,7 @@ KINDS = ("area", "conformal")
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Distortion:
-    """How little of the functions around each sample a map carries: see :func:`distortion`.
+    """How little of the functions around each sample a map carries: see :func:`map_distortion`.
 
     Attributes:
         per_sample: ``[..., n]`` in [0, 1], a value per row of y.
@@ -88,8 +88,8 @@ class Distortion:
         return labels.long()
 
 
-def distortion(fmap: FunctionalMap, basis_y: Basis) -> Distortion:
-    """Distortion of each sample of y, ``sum_p (1 - min(s_p, 1)) (Phi_y U)_jp^2 / sum_p (Phi_y U)_jp^2``.
+def map_distortion(fmap: FunctionalMap, basis_y: Basis) -> Distortion:
+    """Distortion of each sample of y under a map, ``sum_p (1 - min(s_p, 1)) (Phi_y U)_jp^2 / sum_p (Phi_y U)_jp^2``.
 
     With ``C = U S V^T``: the column ``Phi_y u_p`` is the function on y that the map reaches with strength ``s_p``, so
     the value is the share of the functions around sample j that does not arrive. The published code draws the last
@@ -109,7 +109,7 @@ def distortion(fmap: FunctionalMap, basis_y: Basis) -> Distortion:
         >>> import torch, lfm_torch as lfm
         >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
         >>> basis = lfm.spectral_basis(lfm.build_graph(x, n_neighbors=9), n_basis=6)
-        >>> bool(lfm.distortion(lfm.paired_map(basis, basis), basis).per_sample.max() < 1e-4)
+        >>> bool(map_distortion(lfm.paired_map(basis, basis), basis).per_sample.max() < 1e-4)
         True
 
     Source: Fumero et al. 2024 (arXiv 2406.14183), section 4.1, with all singular directions for the last one.

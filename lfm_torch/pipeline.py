@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import Basis, spectral_basis
-from lfm_torch.functional_map import paired_map
+from lfm_torch.distortion import Distortion, map_distortion
+from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
@@ -88,6 +90,13 @@ def check_paired(x: Tensor, y: Tensor) -> None:
         )
 
 
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """Raise unless ``x [n, d_x]`` and ``y [n, d_y]`` are two representations of the same samples, and no batch."""
+    check_paired(x, y)
+    if x.dim() != 2:
+        raise ValueError(f"x must be one representation, shape [n, d], got {list(x.shape)}")
+
+
 def similarity(
     x: Tensor,
     y: Tensor,
@@ -143,3 +152,45 @@ def similarity(
             measure = POINT_MEASURES[name]
             scores[name] = measure.score(*map(measure.prepare, parts)).to(x.dtype)
     return {name: scores[name] for name in measures}
+
+
+@overload
+def distortion(x: Tensor, y: Tensor, **settings: Any) -> Distortion: ...
+@overload
+def distortion(x: FunctionalMap, y: Basis) -> Distortion: ...
+def distortion(x: Tensor | FunctionalMap, y: Tensor | Basis, **settings: Any) -> Distortion:
+    """Distortion of each sample of y: the share of the functions around it that does not arrive from x.
+
+    ``distortion(x, y)`` builds graphs, bases and the map of two representations of the same samples, as
+    :func:`similarity` does; ``distortion(fmap, basis_y)`` takes what is there. The formula is that of
+    :func:`lfm_torch.distortion.map_distortion`.
+
+    Args:
+        x: ``[n, d_x]``, or a map from x to y, ``C [..., m_y, m_x]``.
+        y: ``[n, d_y]``, row i from the input of row i of ``x``; beside a map the basis of y, ``evecs [..., n, m_y]``.
+        settings: ``n_neighbors``, ``n_basis``, ``metric`` and ``weights`` of :func:`similarity`, for points.
+
+    Returns:
+        Distortion, a value in [0, 1] per row of y.
+
+    Raises:
+        TypeError: neither two tensors nor a map and a basis; settings beside a map, which is made already.
+        ValueError: what :func:`similarity` refuses, batch dimensions, or a basis of another size than the map.
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+        >>> found = lfm.distortion(x, x @ x.mT, n_basis=10)
+        >>> found.per_sample.shape, bool(found.per_sample.max() <= 1)
+        (torch.Size([100]), True)
+    """
+    if isinstance(x, FunctionalMap) and isinstance(y, Basis):
+        if settings:
+            raise TypeError(f"settings must be left out beside a map, which is made already, got {', '.join(settings)}")
+        return map_distortion(x, y)
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        got = f"{type(x).__name__} and {type(y).__name__}"
+        raise TypeError(f"x and y must be two representations, or a FunctionalMap and the Basis of y, got {got}")
+    check_pair(x, y)
+    basis_x, basis_y = (representation_basis(points, **settings) for points in (x, y))
+    return map_distortion(paired_map(basis_x, basis_y), basis_y)

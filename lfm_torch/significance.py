@@ -17,7 +17,7 @@ from lfm_torch.functional_map import paired_map
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, MEASURES, POINT_MEASURES, Measure, check_measures
 from lfm_torch.neighbors import default_n_neighbors
 from lfm_torch.pairs import shuffled_maps, shuffled_scores
-from lfm_torch.pipeline import check_paired, representation_basis, similarity
+from lfm_torch.pipeline import check_pair, representation_basis, similarity
 from lfm_torch.similarity import Maps
 
 # halves of so many entries of n x n arrays are taken at once
@@ -107,7 +107,7 @@ def significance(
     Source: Phipson & Smyth 2010 for the p-value; Shao & Wu 1989 for the delete-half jackknife.
     """
     check_measures(measures)
-    _check_pair(x, y)
+    check_pair(x, y)
     _checks.check_range("n_permutations", n_permutations, 2, 2**31 - 1, "shuffles")
     if n_splits != 0:
         _checks.check_range("n_splits", n_splits, 2, 2**31 - 1, "halves, or 0 for none")
@@ -121,12 +121,6 @@ def significance(
         name: _significance(MEASURES[name], values[name], nulls.get(name), halves[name], reach, level)
         for name in measures
     }
-
-
-def _check_pair(x: Tensor, y: Tensor) -> None:
-    check_paired(x, y)
-    if x.dim() != 2:
-        raise ValueError(f"x must be one representation, shape [n, d], got {list(x.shape)}")
 
 
 def _with_null(
@@ -268,7 +262,7 @@ def sensitivity(
         {'n_samples': [100, 200], 'n_neighbors': [15, 30], 'n_basis': [5, 10]}
     """
     check_measures(measures)
-    _check_pair(x, y)
+    check_pair(x, y)
     n = len(x)
     k = default_n_neighbors(n)
     m = min(50, max(2, n // 4))

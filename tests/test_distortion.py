@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import lfm_torch as lfm
+from lfm_torch.pipeline import representation_basis
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -116,3 +117,24 @@ def test_bad_input() -> None:
         found.worst(201)
     with pytest.raises(ValueError, match="kind must be one of"):
         lfm.shape_difference(fmap, kind="volume")  # type: ignore[arg-type]
+
+
+def test_points_or_a_map_give_the_same_distortion() -> None:
+    x = randn(90, 4)
+    y = x + 0.5 * randn(90, 4, seed=1)
+    settings = {"n_neighbors": 12, "n_basis": 8, "metric": "euclidean"}
+    basis_x, basis_y = (representation_basis(points, **settings) for points in (x, y))
+    wanted = lfm.distortion(lfm.paired_map(basis_x, basis_y), basis_y)
+    torch.testing.assert_close(lfm.distortion(x, y, **settings).per_sample, wanted.per_sample)
+
+
+def test_distortion_says_what_it_takes() -> None:
+    fmap, basis_y, _ = moved_class()
+    with pytest.raises(
+        TypeError, match="two representations, or a FunctionalMap and the Basis of y, got FunctionalMap and Tensor"
+    ):
+        lfm.distortion(fmap, basis_y.evecs)
+    with pytest.raises(TypeError, match=r"settings must be left out beside a map.*n_basis"):
+        lfm.distortion(fmap, basis_y, n_basis=5)
+    with pytest.raises(ValueError, match="y must have the rows of x"):
+        lfm.distortion(randn(40, 3), randn(41, 3))
