@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, gromov
-from lfm_torch._warnings import LFMWarning
+from lfm_torch._precision import at_least_single, outside_autocast
+from lfm_torch._warnings import warn
 from lfm_torch.alignment import Alignment, Correspondence
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.correspondence import agreeing_pairs, check_rows, mutual_pairs, nearest, pointwise_map
@@ -36,6 +36,7 @@ _ENOUGH_ANCHORS, _FEWEST_ANCHORS, _HELD_OUT = 20, 3, 5
 _ANCHOR_LEVEL = 1e-4
 
 
+@outside_autocast
 def align(
     x: Tensor,
     y: Tensor,
@@ -128,11 +129,9 @@ def align(
     result = Correspondence(fmap, translator, pairs, idx_yx, idx_xy)
     alignment = Alignment(found, match.confidence, spaces.chance, anchor_p, match.method, *bases, result)
     if not found:
-        warnings.warn(
+        warn(
             f"align: no alignment found, no better than chance: {match.confidence:.3f} of the rows have a "
             f"confirmed match, unrelated spaces reach {spaces.chance:.3f}",
-            LFMWarning,
-            stacklevel=2,
         )
     return alignment
 
@@ -223,7 +222,7 @@ def _points(name: str, x: Tensor) -> Tensor:
         raise ValueError(f"{name} must have shape [n, d] with at least 10 rows, got {list(x.shape)}")
     if bool((x == x[:1]).all()):
         raise ValueError(f"{name} must have rows that differ, got equal ones throughout (a collapsed representation)")
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return at_least_single(x)
 
 
 def _prepared(x: Tensor, metric: str) -> Tensor:

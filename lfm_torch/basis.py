@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files
-from lfm_torch._warnings import LFMWarning
+from lfm_torch._precision import matmul, outside_autocast
+from lfm_torch._warnings import warn
 from lfm_torch.graph import Graph
 from lfm_torch.laplacian import Laplacian
 from lfm_torch.linalg import dense_eigenpairs, differentiable_eigenpairs, krylov, lobpcg, refine
@@ -93,14 +93,17 @@ class Basis:
         }
         return [replace(self, **{name: parts[i] for name, parts in flat.items()}) for i in range(count)]
 
+    @outside_autocast
     def project(self, f: Tensor) -> Tensor:
         """Coefficients ``Phi^T f`` of functions ``f [..., n, p]``: ``[..., m, p]``."""
-        return self.evecs.mT @ f
+        return matmul(self.evecs.mT, f)
 
+    @outside_autocast
     def reconstruct(self, coefficients: Tensor) -> Tensor:
         """Functions ``Phi c`` of coefficients ``[..., m, p]``: ``[..., n, p]``."""
-        return self.evecs @ coefficients
+        return matmul(self.evecs, coefficients)
 
+    @outside_autocast
     def extend(self, x_new: Tensor, *, x: Tensor, graph: Graph) -> Tensor:
         r"""Values of the eigenvectors at points outside the graph, by Nyström extension.
 
@@ -163,6 +166,7 @@ def default_tol(dtype: torch.dtype) -> float:
     return 1e-8 if dtype == torch.float64 else 1e-5
 
 
+@outside_autocast
 def spectral_basis(
     graph: Graph | Laplacian,
     *,
@@ -240,12 +244,10 @@ def spectral_basis(
     pairs, used = _solve(laplacian, n_basis, solver, tol, max_iterations, warm_start, generator)
     converged = pairs.residuals <= tol * laplacian.upper_bound / 2
     if not bool(converged.all()):
-        warnings.warn(
+        warn(
             f"spectral_basis: {int((~converged).sum())} of {converged.numel()} eigenpairs did not reach "
             f"tol={tol:g} in {pairs.iterations} iterations of {used}; largest residual "
             f"{float(pairs.residuals.max()):.2g}",
-            LFMWarning,
-            stacklevel=2,
         )
     evecs, components = _fix_signs(pairs.evecs), laplacian.graph.n_components
     how = (pairs.iterations, used, pairs.guards, pairs.window)
@@ -348,4 +350,4 @@ def _choose_solver(laplacian: Laplacian, n_basis: int) -> str:
 def _fix_signs(evecs: Tensor) -> Tensor:
     """Make the entry of largest magnitude of every eigenvector positive."""
     largest = evecs.detach().gather(-2, evecs.detach().abs().argmax(-2, keepdim=True))
-    return evecs * torch.where(largest < 0, -1.0, 1.0)
+    return evecs * (1 - 2 * (largest < 0).to(evecs.dtype))

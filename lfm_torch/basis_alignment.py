@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lfm_torch._precision import matmul, outside_autocast
+
 if TYPE_CHECKING:
     from lfm_torch.basis import Basis
 
 
+@outside_autocast
 def align_signs(basis: Basis, reference: Basis) -> Basis:
     """Flip eigenvectors so that each has a product of at least 0 with the vector of the same number in ``reference``.
 
@@ -31,9 +34,10 @@ def align_signs(basis: Basis, reference: Basis) -> Basis:
     """
     target = _target(basis, reference)
     products = (basis.evecs.detach() * target).sum(-2, keepdim=True)
-    return replace(basis, evecs=basis.evecs * torch.where(products < 0, -1.0, 1.0))
+    return replace(basis, evecs=basis.evecs * (1 - 2 * (products < 0).to(basis.evecs.dtype)))
 
 
+@outside_autocast
 def align_subspaces(basis: Basis, reference: Basis, *, tol: float = 1e-3) -> Basis:
     """Rotate inside each (nearly) repeated eigenvalue so that the vectors come as near ``reference`` as they can.
 
@@ -57,7 +61,7 @@ def align_subspaces(basis: Basis, reference: Basis, *, tol: float = 1e-3) -> Bas
     # the polar factor of a block-diagonal matrix is block-diagonal: one decomposition for all groups
     left, _, right = torch.linalg.svd((basis.evecs.detach().mT @ target).double() * together)
     rotation = (left @ right * together).to(basis.evecs.dtype)
-    return replace(basis, evecs=basis.evecs @ rotation)
+    return replace(basis, evecs=matmul(basis.evecs, rotation))
 
 
 def _target(basis: Basis, reference: Basis) -> Tensor:

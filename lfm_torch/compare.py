@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch._warnings import LFMWarning
+from lfm_torch._precision import outside_autocast
+from lfm_torch._warnings import warn
 from lfm_torch.checkpoint_files import Checkpoint, in_order, parse_name
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.comparison import Comparison, Failure, Item
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 logger.addHandler(logging.NullHandler())
 
 
+@outside_autocast
 def compare(
     representations: Mapping[str, Tensor | Mapping[str, Tensor]] | Checkpoints,
     *,
@@ -123,7 +125,7 @@ def compare(
         chosen.close(result)
     if result.failures:
         failed = f"{len(result.failures)} could not be compared and were left out, the first: {result.failures[0]}"
-        warnings.warn(f"compare: {failed}", LFMWarning, stacklevel=2)
+        warn(f"compare: {failed}")
     return result
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import outside_autocast
 from lfm_torch.functional_map import FunctionalMap
 
 
@@ -38,11 +39,13 @@ class ConsistentMaps:
             f"left out of the maps {self.pair_error:.3g})"
         )
 
+    @outside_autocast
     def fmap(self, i: int, j: int) -> FunctionalMap:
         """The map from space i to space j through the shared basis, ``Y_j Y_i^+``: consistent along every cycle."""
         return FunctionalMap(self.latent[j] @ torch.linalg.pinv(self.latent[i]), self.evals[i], self.evals[j])
 
 
+@outside_autocast
 def consistent_maps(maps: Mapping[tuple[int, int], FunctionalMap], *, n_shared: int | None = None) -> ConsistentMaps:
     """Find the functions on M spaces that all given maps agree on, and rebuild the maps from these.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.neighbors import Metric, Neighbors, knn
@@ -21,6 +22,7 @@ _TILE = 1 << 24
 _LARGEST_ASSIGNMENT = 5000
 
 
+@outside_autocast
 def pointwise_map(
     fmap: FunctionalMap,
     basis_x: Basis,
@@ -79,8 +81,8 @@ def spectral_points(
     for name, basis, wanted in (("basis_x", basis_x, m_x), ("basis_y", basis_y, m_y)):
         if basis.n_basis < wanted:
             raise ValueError(f"{name} must have at least the {wanted} pairs of the map, got {basis.n_basis}")
-    phi_x, phi_y = (b.n**0.5 * b.evecs[..., :m] for b, m in ((basis_x, m_x), (basis_y, m_y)))
-    return (phi_x, phi_y @ fmap.C) if adjoint else (phi_x @ fmap.C.mT, phi_y)
+    phi_x, phi_y = (b.n**0.5 * at_least_single(b.evecs[..., :m]) for b, m in ((basis_x, m_x), (basis_y, m_y)))
+    return (phi_x, matmul(phi_y, fmap.C)) if adjoint else (matmul(phi_x, fmap.C.mT), phi_y)
 
 
 def nearest(queries: Tensor, candidates: Tensor, *, metric: Metric = "euclidean") -> Tensor:
@@ -90,6 +92,7 @@ def nearest(queries: Tensor, candidates: Tensor, *, metric: Metric = "euclidean"
     return found.indices.squeeze(-1)
 
 
+@outside_autocast
 def mutual_pairs(points_x: Tensor, points_y: Tensor, *, metric: Metric = "euclidean") -> Tensor:
     """Pairs of rows that are each other's nearest neighbour: ``[p, 2]`` (row of x, row of y), ascending in x."""
     idx_xy = nearest(points_x, points_y, metric=metric)
@@ -122,6 +125,7 @@ def _assignment(queries: Tensor, candidates: Tensor) -> Tensor:
     return torch.stack(chosen).view(*batch, n).to(queries.device)
 
 
+@outside_autocast
 def retrieve(queries: Tensor, candidates: Tensor, *, n_neighbors: int = 10, metric: Metric = "angular") -> Neighbors:
     """Find for each translated row its nearest candidates, best first: :func:`knn` of queries in candidates.
 
@@ -134,6 +138,7 @@ def retrieve(queries: Tensor, candidates: Tensor, *, n_neighbors: int = 10, metr
     return knn(queries, candidates, n_neighbors=n_neighbors, metric=metric)
 
 
+@outside_autocast
 def mean_reciprocal_rank(
     queries: Tensor, candidates: Tensor, *, targets: Tensor | None = None, metric: Metric = "angular"
 ) -> Tensor:
@@ -162,6 +167,7 @@ def mean_reciprocal_rank(
     _checks.check_choice("metric", metric, METRICS)
     queries, candidates = _checks.check_points("queries", queries), _checks.check_points("candidates", candidates)
     _checks.check_same_device_dtype("queries", queries, "candidates", candidates)
+    queries, candidates = at_least_single(queries), at_least_single(candidates)
     if queries.dim() != 2 or candidates.dim() != 2 or queries.shape[1] != candidates.shape[1]:
         raise ValueError(
             f"candidates must have shape [m, d] with the d of queries [n, d], {list(queries.shape)}, "
@@ -182,7 +188,7 @@ def mean_reciprocal_rank(
             close = queries[rows] @ candidates.mT
             own = close.gather(1, targets[rows].unsqueeze(1))
             better, equal = (close > own).sum(1), (close == own).sum(1)
-            total += (1 / (1 + better + (equal - 1) / 2).double()).sum()
+            total += (1 / (1 + better + (equal - 1).double() / 2)).sum()
     return (total / n).to(queries.dtype)
 
 

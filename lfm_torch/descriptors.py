@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, ops
+from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.correspondence import check_rows
 from lfm_torch.graph import build_graph
@@ -19,6 +20,7 @@ from lfm_torch.laplacian import Laplacian
 from lfm_torch.neighbors import Metric
 
 
+@outside_autocast
 def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", kernel: bool = False) -> Tensor:
     """Distances of all points to the anchors, ``[..., n, p]``; ``kernel=True``: ``exp(-d^2)``.
 
@@ -34,7 +36,7 @@ def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", 
     Source: Fumero et al. 2024 (arXiv 2406.14183), section 3.2.
     """
     _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
-    x = _checks.check_points("x", x)
+    x = at_least_single(_checks.check_points("x", x))
     anchors = _anchors(anchors, x.shape[-2])
     if metric != "euclidean":
         x = torch.nn.functional.normalize(x, dim=-1)
@@ -45,6 +47,7 @@ def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", 
     return (-distance.square()).exp() if kernel else distance
 
 
+@outside_autocast
 def geodesic_distances(
     x: Tensor, anchors: Tensor, *, n_neighbors: int | None = None, metric: Metric = "angular"
 ) -> Tensor:
@@ -82,6 +85,7 @@ def geodesic_distances(
         return torch.where(reached, distances, 2 * largest)
 
 
+@outside_autocast
 def label_indicators(
     labels: Tensor, *, classes: Tensor | None = None, dtype: torch.dtype = torch.float32, basis: Basis | None = None
 ) -> Tensor:
@@ -103,6 +107,7 @@ def label_indicators(
     return indicators if basis is None else basis.reconstruct(basis.project(indicators))
 
 
+@outside_autocast
 def heat_diffusion(
     source: Basis | Laplacian, anchors: Tensor, *, times: Tensor | None = None, n_times: int = 8
 ) -> Tensor:
@@ -125,20 +130,21 @@ def heat_diffusion(
         return heat_kernel_signature(source, times=times, n_times=n_times, landmarks=anchors)
     anchors = _anchors(anchors, source.graph.n_nodes)
     steps = [2.0**k for k in range(n_times)] if times is None else times.tolist()
-    delta = torch.zeros(source.graph.n_nodes, len(anchors)).to(source.graph.weight)
+    delta = source.graph.weight.new_zeros(source.graph.n_nodes, len(anchors))
     delta[anchors, torch.arange(len(anchors), device=delta.device)] = 1
     batch = source.graph.batch_shape
     heat = source.heat(delta.expand(*batch, *delta.shape).contiguous(), time=steps)
     return heat.movedim(0, -1).flatten(-2)
 
 
+@outside_autocast
 def heat_times(basis: Basis, n_times: int = 8) -> Tensor:
     """Times from the scale of the smallest to that of the largest structure of the basis: ``[..., n_times]``.
 
     Geometric between ``4 ln 10 / lambda_max`` and ``4 ln 10 / lambda_2`` (Sun, Ovsjanikov & Guibas 2009), lambda_2 the
     first eigenvalue that is not 0.
     """
-    evals = basis.evals
+    evals = at_least_single(basis.evals)
     largest = evals.amax(-1).clamp_min(torch.finfo(evals.dtype).eps)
     positive = torch.where(evals > 1e-6 * largest.unsqueeze(-1), evals, torch.inf).amin(-1)
     low, high = (4 * math.log(10) / value for value in (largest, torch.minimum(positive, largest)))
@@ -146,6 +152,7 @@ def heat_times(basis: Basis, n_times: int = 8) -> Tensor:
     return low.unsqueeze(-1) * (high / low).unsqueeze(-1) ** share
 
 
+@outside_autocast
 def heat_kernel_signature(
     basis: Basis, *, times: Tensor | None = None, n_times: int = 8, landmarks: Tensor | None = None
 ) -> Tensor:
@@ -165,10 +172,12 @@ def heat_kernel_signature(
 
     Source: Sun, Ovsjanikov & Guibas 2009 (SGP), equation 3.
     """
+    basis = at_least_single(basis)
     times = heat_times(basis, n_times) if times is None else times
     return _filtered(basis, (-times.unsqueeze(-1) * basis.evals.unsqueeze(-2)).exp(), landmarks)
 
 
+@outside_autocast
 def wave_kernel_signature(basis: Basis, *, n_energies: int = 8, landmarks: Tensor | None = None) -> Tensor:
     """Wave kernel signature: ``sum_j g_e(lambda_j) phi_j(i)^2`` with log-normal windows g_e of sum 1.
 
@@ -184,6 +193,7 @@ def wave_kernel_signature(basis: Basis, *, n_energies: int = 8, landmarks: Tenso
 
     Source: Aubry, Schlickewei & Cremers 2011, equations 5 and 6.
     """
+    basis = at_least_single(basis)
     evals = basis.evals
     largest = evals.amax(-1, keepdim=True).clamp_min(torch.finfo(evals.dtype).eps)
     logs = evals.clamp_min(1e-6 * largest).log()
@@ -200,12 +210,13 @@ def _filtered(basis: Basis, gains: Tensor, landmarks: Tensor | None) -> Tensor:
     """``sum_j gains_qj phi_j(i)^2`` or ``phi_j(i) phi_j(l)``: ``[..., n, q]`` or ``[..., n, p q]``."""
     phi = basis.evecs
     if landmarks is None:
-        return phi.square() @ gains.mT
+        return matmul(phi.square(), gains.mT)
     at = phi[..., _anchors(landmarks, basis.n), :]
     weighted = (at.unsqueeze(-2) * gains.unsqueeze(-3)).flatten(-3, -2)
-    return phi @ weighted.mT
+    return matmul(phi, weighted.mT)
 
 
+@outside_autocast
 def normalize(f: Tensor, basis: Basis) -> Tensor:
     """Project on the basis and scale each function to norm 1 there: noise beyond the basis has no part in its size."""
     smooth = basis.reconstruct(basis.project(f))
@@ -213,6 +224,7 @@ def normalize(f: Tensor, basis: Basis) -> Tensor:
     return smooth / torch.where(norms > 0, norms, 1.0)
 
 
+@outside_autocast
 def farthest_points(x: Tensor, count: int, *, start: int = 0, metric: Metric = "angular") -> Tensor:
     """Choose ``count`` landmarks, each the point farthest from those before it: indices ``[count]``.
 
@@ -228,7 +240,7 @@ def farthest_points(x: Tensor, count: int, *, start: int = 0, metric: Metric = "
     Source: Gonzalez 1985.
     """
     _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
-    x = _checks.check_points("x", x)
+    x = at_least_single(_checks.check_points("x", x))
     if x.dim() != 2:
         raise ValueError(f"x must have shape [n, d], got {list(x.shape)}")
     _checks.check_range("count", count, 1, len(x), "the number of rows")

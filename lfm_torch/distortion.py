@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.functional_map import FunctionalMap
 
@@ -35,6 +36,7 @@ class Distortion:
             f"mean {float(values.mean()):.3f})"
         )
 
+    @outside_autocast
     def per_class(self, labels: Tensor) -> Tensor:
         """Mean distortion of each class, ``[..., n_classes]``, NaN where a class has no sample.
 
@@ -60,6 +62,7 @@ class Distortion:
         values, indices = self.per_sample.topk(count, dim=-1)
         return indices, values
 
+    @outside_autocast
     def share(self, mask: Tensor) -> Tensor:
         """Share of the total distortion that lies on the samples of a boolean ``mask [n]``: ``[...]``."""
         total = self.per_sample.sum(-1)
@@ -88,6 +91,7 @@ class Distortion:
         return labels.long()
 
 
+@outside_autocast
 def map_distortion(fmap: FunctionalMap, basis_y: Basis) -> Distortion:
     """Distortion of each sample of y under a map, ``sum_p (1 - min(s_p, 1)) (Phi_y U)_jp^2 / sum_p (Phi_y U)_jp^2``.
 
@@ -114,18 +118,20 @@ def map_distortion(fmap: FunctionalMap, basis_y: Basis) -> Distortion:
 
     Source: Fumero et al. 2024 (arXiv 2406.14183), section 4.1, with all singular directions for the last one.
     """
+    fmap = at_least_single(fmap)
     m_y = fmap.C.shape[-2]
     if basis_y.n_basis != m_y:
         raise ValueError(f"basis_y must have the {m_y} functions that the map reaches, got {basis_y.n_basis}")
     U, S, _ = torch.linalg.svd(fmap.C, full_matrices=m_y > fmap.C.shape[-1])
     S = torch.nn.functional.pad(S, (0, U.shape[-1] - S.shape[-1]))
-    parts = (basis_y.evecs @ U).square()
+    parts = matmul(basis_y.evecs, U).square()
     # a map onto fewer directions than y has functions leaves the rest at strength 0: full U above
     total = parts.sum(-1)
     lost = (parts * (1 - S.clamp(0, 1)).unsqueeze(-2)).sum(-1)
     return Distortion(torch.where(total > 0, lost / torch.where(total > 0, total, 1.0), 1.0), S)
 
 
+@outside_autocast
 def shape_difference(fmap: FunctionalMap, *, kind: Literal["area", "conformal"] = "area") -> Tensor:
     """Operator on functions of x that says how y differs: ``C^T C``, or ``Lambda_x^+ C^T Lambda_y C`` (conformal).
 
@@ -146,9 +152,10 @@ def shape_difference(fmap: FunctionalMap, *, kind: Literal["area", "conformal"] 
     Source: Rustamov et al. 2013, equations (3) and (5).
     """
     _checks.check_choice("kind", kind, KINDS)
+    fmap = at_least_single(fmap)
     if kind == "area":
-        return fmap.C.mT @ fmap.C
+        return matmul(fmap.C.mT, fmap.C)
     tiny = 1e-6 if fmap.evals_x.dtype == torch.float32 else 1e-12
     positive = fmap.evals_x > tiny
     inverse = torch.where(positive, 1 / torch.where(positive, fmap.evals_x, 1.0), 0.0)
-    return inverse.unsqueeze(-1) * (fmap.C.mT @ (fmap.evals_y.unsqueeze(-1) * fmap.C))
+    return inverse.unsqueeze(-1) * matmul(fmap.C.mT, fmap.evals_y.unsqueeze(-1) * fmap.C)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files
-from lfm_torch._warnings import LFMWarning
+from lfm_torch._precision import at_least_single, matmul, outside_autocast
+from lfm_torch._warnings import warn
 from lfm_torch.basis import Basis
 from lfm_torch.linalg.map_energy import MapEnergy, attach_gradient, minimize
 
@@ -48,9 +48,10 @@ class FunctionalMap:
         """The adjoint map y -> x, ``C^T``."""
         return replace(self, C=self.C.mT, evals_x=self.evals_y, evals_y=self.evals_x)
 
+    @outside_autocast
     def transfer(self, f: Tensor, basis_x: Basis, basis_y: Basis) -> Tensor:
         """Carry functions on x to functions on y: ``Phi_y C Phi_x^T f``, ``[..., n_x, p] -> [..., n_y, p]``."""
-        return basis_y.reconstruct(self.C @ basis_x.project(f))
+        return basis_y.reconstruct(matmul(self.C, basis_x.project(f)))
 
     def to(self, target: torch.device | torch.dtype | str) -> FunctionalMap:
         """Move to a device (a str names one), or cast to a dtype."""
@@ -70,6 +71,7 @@ class FunctionalMap:
         return _files.load_record(path, cls)
 
 
+@outside_autocast
 def paired_map(basis_x: Basis, basis_y: Basis) -> FunctionalMap:
     """Return the map between two spaces whose rows correspond, ``C_xy = Phi_y^T Phi_x``.
 
@@ -94,9 +96,11 @@ def paired_map(basis_x: Basis, basis_y: Basis) -> FunctionalMap:
             f"basis_y must be over the same samples as basis_x, {basis_x.n} rows, got {basis_y.n}; for unpaired spaces "
             "solve for a functional map from descriptors"
         )
-    return FunctionalMap(basis_y.evecs.mT @ basis_x.evecs, basis_x.evals, basis_y.evals)
+    basis_x, basis_y = at_least_single(basis_x), at_least_single(basis_y)
+    return FunctionalMap(matmul(basis_y.evecs.mT, basis_x.evecs), basis_x.evals, basis_y.evals)
 
 
+@outside_autocast
 def functional_map(
     basis_x: Basis,
     basis_y: Basis,
@@ -159,6 +163,7 @@ def functional_map(
     Source: Ovsjanikov et al. 2012, equation 7; commutativity: Nogneng & Ovsjanikov 2017, equation 5; Fumero et al. 2024
     (arXiv 2406.14183), equation 2.
     """
+    basis_x, basis_y = at_least_single(basis_x), at_least_single(basis_y)
     f_x, f_y = (_checked(*given) for given in (("f_x", f_x, basis_x), ("f_y", f_y, basis_y)))
     if f_x.shape[-1] != f_y.shape[-1]:
         raise ValueError(f"f_y must have the {f_x.shape[-1]} descriptors of f_x, got {f_y.shape[-1]}")
@@ -186,16 +191,15 @@ def functional_map(
     residual = float(solution.residual.max())
     # a solve without iterations is as good as its factorisation, whatever the ridge
     if not residual <= tol and solution.iterations:
-        warnings.warn(
+        warn(
             f"functional_map: the relative gradient norm is {residual:.2g} after {solution.iterations} conjugate "
             f"gradient steps, not below tol={tol:g}; a larger ridge or max_iterations helps",
-            LFMWarning,
-            stacklevel=2,
         )
     C = attach_gradient(energy, solution, tol=tol, max_iterations=max_iterations)
     return FunctionalMap(C, basis_x.evals, basis_y.evals, ridge, solution.iterations, residual)
 
 
+@outside_autocast
 def laplacian_mask(evals_x: Tensor, evals_y: Tensor) -> Tensor:
     """``(b_i - a_j)^2`` scaled to mean 1, ``[..., m_y, m_x]``: what an entry of C costs that mixes frequencies."""
     mask = (evals_y.unsqueeze(-1) - evals_x.unsqueeze(-2)).square()
@@ -203,6 +207,7 @@ def laplacian_mask(evals_x: Tensor, evals_y: Tensor) -> Tensor:
     return mask / torch.where(mean > 0, mean, 1.0)
 
 
+@outside_autocast
 def multiplication_operators(basis: Basis, f: Tensor) -> Tensor:
     """``Phi^T diag(sqrt(n) f_k) Phi`` for every column of ``f [..., n, p]``: ``[..., p, m, m]``."""
     m, p = basis.n_basis, f.shape[-1]
@@ -218,7 +223,7 @@ def multiplication_operators(basis: Basis, f: Tensor) -> Tensor:
 
 def _checked(name: str, f: Tensor, basis: Basis) -> Tensor:
     """Descriptors with columns of norm 1, after checking them against their basis."""
-    f = _checks.check_points(name, f)
+    f = at_least_single(_checks.check_points(name, f))
     if f.shape[-2] != basis.n:
         raise ValueError(f"{name} must have the {basis.n} rows of its basis, got shape {list(f.shape)}")
     if f.dtype != basis.evecs.dtype:

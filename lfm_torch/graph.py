@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files, ops
+from lfm_torch._precision import outside_autocast
 from lfm_torch.laplacian import Laplacian, Normalization, scipy_csr
 from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn, set_offsets
 from lfm_torch.ops.graph import SYMMETRIZATIONS
@@ -258,6 +259,7 @@ class Graph:
         return _files.load_record(path, cls)
 
 
+@outside_autocast
 def build_graph(
     x: Tensor,
     *,
@@ -327,6 +329,7 @@ def build_graph(
     return replace(graph_from_neighbors(neighbors, **how), offsets=offsets)
 
 
+@outside_autocast
 def graph_from_neighbors(
     neighbors: Neighbors,
     *,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import at_least_single, outside_autocast
 
 # the plan and two scratch arrays of its size are held: 1.2 GB of float32
 LARGEST_PLAN = 10**8
@@ -41,6 +42,7 @@ class Coupling:
         return f"Coupling({n_x} x {n_y}, energy {self.energy:.3f}, {self.iterations} iterations)"
 
 
+@outside_autocast
 def gromov_wasserstein(
     x: Tensor,
     y: Tensor,
@@ -75,7 +77,7 @@ def gromov_wasserstein(
     _checks.check_same_device_dtype("x", x, "y", y)
     n, m = len(x), len(y)
     check_size(n, m)
-    x, y = _thin(x), _thin(y)
+    x, y = _thin(at_least_single(x)), _thin(at_least_single(y))
     squares = [(f.mT @ f / len(f)).square().sum() for f in (x, y)]
     fourth = [torch.linalg.matrix_norm(torch.linalg.matrix_power(f.mT @ f / len(f), 2)) for f in (x, y)]
     spread = float((fourth[0] * fourth[1]).sqrt())
@@ -139,6 +141,7 @@ def _sinkhorn(scores: Tensor, potential: Tensor, sweeps: int) -> tuple[Tensor, T
     return plan, potential + column.log()
 
 
+@outside_autocast
 def kernel_signatures(x: Tensor, quantiles: int = _QUANTILES) -> Tensor:
     """Quantiles of each row of the Gram matrix, ``[n, q]``: the same for every rotation and order of the rows."""
     n = len(x)
@@ -151,11 +154,13 @@ def kernel_signatures(x: Tensor, quantiles: int = _QUANTILES) -> Tensor:
     return torch.cat(parts)
 
 
+@outside_autocast
 def signature_scores(x: Tensor, y: Tensor) -> Tensor:
     """Log-scores of all pairs from their sorted kernel rows, which depend on no pairing: ``[n_x, n_y]``."""
     return feature_scores(kernel_signatures(x), kernel_signatures(y))
 
 
+@outside_autocast
 def feature_scores(f_x: Tensor, f_y: Tensor) -> Tensor:
     """Log-scores of all pairs from the squared distances of features, relative to their mean."""
     cost = torch.cdist(f_x, f_y).square()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, ops
+from lfm_torch._precision import outside_autocast
 from lfm_torch.linalg.chebyshev import chebyshev_sums, heat_coefficients
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Laplacian:
         """Diagonal entries, ``[..., n]`` (a graph has no loops: those of the degree part alone)."""
         return self.scalings[0].view(*self.graph.batch_shape, self.graph.n_nodes)
 
+    @outside_autocast
     def quadratic_form(self, x: Tensor) -> Tensor:
         """Energies ``<x_i, L x_i>`` of functions ``[..., n, m]``, ``[..., m]``; the Dirichlet energy if "unnormalized".
 
@@ -178,6 +180,7 @@ class Laplacian:
                 f"float32), got {x.dtype}"
             )
 
+    @outside_autocast
     def heat(self, x: Tensor, *, time: float | Sequence[float], tol: float | None = None) -> Tensor:
         r"""Diffuse functions: ``exp(-t L) x``, without any eigenvector.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
+from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.functional_map import functional_map, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
@@ -53,10 +54,11 @@ class _AlignmentLoss(nn.Module):
         settings = ("n_basis", "n_neighbors", "metric", "weights")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
 
+    @outside_autocast
     def target_basis(self, target: Tensor) -> Basis:
         """Graph and basis of a target ``[..., n, d]``, to give instead of it where the same rows come again."""
         with torch.no_grad():
-            return self._basis(_full_precision("target", target))
+            return self._basis(_points("target", target))
 
     def _basis(self, x: Tensor) -> Basis:
         return representation_basis(
@@ -128,6 +130,7 @@ class LFMAlignmentLoss(_AlignmentLoss):
         """Settings, as ``print`` shows them."""
         return f"{super().extra_repr()}, reading={self.reading!r}"
 
+    @outside_autocast
     def forward(self, x: Tensor, target: Tensor | Basis, descriptors: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return the loss, a scalar in float32 or float64; in [0, 1] for a similarity of paired rows.
 
@@ -144,20 +147,19 @@ class LFMAlignmentLoss(_AlignmentLoss):
             TypeError: not floating-point tensors.
             ValueError: rows that do not pair, a reading that needs them to, and what graph, basis and map refuse.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            target = self._check_target(x, target, paired=descriptors is None)
-            basis_x = self._basis(_full_precision("x", x))
-            basis_y = target if isinstance(target, Basis) else self._basis(_full_precision("target", target))
-            basis_y = basis_y.to(basis_x.evecs.dtype)
-            if descriptors is None:
-                fmap = paired_map(basis_x, basis_y)
-            else:
-                _checks.check_choice("reading with descriptors", self.reading, _UNPAIRED)
-                f_x, f_y = (f.to(basis_x.evecs.dtype) for f in descriptors)
-                fmap = functional_map(basis_x, basis_y, f_x, f_y)
-            measure = MAP_MEASURES[self.reading]
-            value = measure.read(Maps.of(fmap)).mean()
-            return value if measure.is_distance else 1 - value
+        target = self._check_target(x, target, paired=descriptors is None)
+        basis_x = self._basis(_points("x", x))
+        basis_y = target if isinstance(target, Basis) else self._basis(_points("target", target))
+        basis_y = basis_y.to(basis_x.evecs.dtype)
+        if descriptors is None:
+            fmap = paired_map(basis_x, basis_y)
+        else:
+            _checks.check_choice("reading with descriptors", self.reading, _UNPAIRED)
+            f_x, f_y = (f.to(basis_x.evecs.dtype) for f in descriptors)
+            fmap = functional_map(basis_x, basis_y, f_x, f_y)
+        measure = MAP_MEASURES[self.reading]
+        value = measure.read(Maps.of(fmap)).mean()
+        return value if measure.is_distance else 1 - value
 
 
 class DirichletAlignmentLoss(_AlignmentLoss):
@@ -186,6 +188,7 @@ class DirichletAlignmentLoss(_AlignmentLoss):
         True
     """
 
+    @outside_autocast
     def forward(self, x: Tensor, target: Tensor | Basis) -> Tensor:
         """Return the loss, a scalar in [0, 2] in float32 or float64.
 
@@ -199,14 +202,12 @@ class DirichletAlignmentLoss(_AlignmentLoss):
             TypeError: not floating-point tensors.
             ValueError: rows that do not pair, and what the graph and the basis refuse.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            target = self._check_target(x, target)
-            laplacian = self._graph(_full_precision("x", x)).laplacian()
-            basis = target if isinstance(target, Basis) else self.target_basis(target)
-            evecs = basis.evecs.detach().to(laplacian.graph.weight.dtype)
-            return (evecs * (laplacian @ evecs)).sum((-2, -1)).mean() / basis.n_basis
+        target = self._check_target(x, target)
+        laplacian = self._graph(_points("x", x)).laplacian()
+        basis = target if isinstance(target, Basis) else self.target_basis(target)
+        evecs = basis.evecs.detach().to(laplacian.graph.weight.dtype)
+        return (evecs * (laplacian @ evecs)).sum((-2, -1)).mean() / basis.n_basis
 
 
-def _full_precision(name: str, x: Tensor) -> Tensor:
-    _checks.check_points(name, x)
-    return x if x.dtype == torch.float64 else x.float()
+def _points(name: str, x: Tensor) -> Tensor:
+    return at_least_single(_checks.check_points(name, x))

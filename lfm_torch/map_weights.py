@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.correspondence import spectral_points
 from lfm_torch.functional_map import functional_map
@@ -33,6 +34,7 @@ class MapWeights:
     scores: dict[tuple[float, float, float], float]
 
 
+@outside_autocast
 def choose_weights(
     basis_x: Basis,
     basis_y: Basis,

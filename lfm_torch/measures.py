@@ -15,6 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from lfm_torch import _checks, similarity
+from lfm_torch._precision import outside_autocast
 from lfm_torch.baselines import cca, cka, neighbors, regression
 from lfm_torch.baselines.points import Points, State, permute_both, permute_rows, score_inner
 from lfm_torch.baselines.procrustes import prepare_procrustes, score_angular, score_distance
@@ -265,6 +266,7 @@ POINT_MEASURES: dict[str, PointMeasure] = {measure.name: measure for measure in 
 MEASURES: dict[str, Measure] = {**MAP_MEASURES, **POINT_MEASURES}
 
 
+@outside_autocast
 def read(fmap: FunctionalMap, measure: str) -> Tensor:
     """Value of a measure of maps, ``[...]``.
 

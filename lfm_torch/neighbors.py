@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, ops
+from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.ops.knn import METRICS, NeighborDistances, knn_ragged_reference, knn_reference
 
 Metric = Literal["euclidean", "cosine", "angular", "inner_product"]
@@ -41,6 +42,7 @@ def default_n_neighbors(n: int) -> int:
     return max(1, min(300, math.ceil(0.15 * n), n - 1))
 
 
+@outside_autocast
 def knn(
     x: Tensor,
     y: Tensor | None = None,
@@ -200,8 +202,7 @@ def _knn_ragged(
 
 
 def _as_batch(x: Tensor) -> Tensor:
-    x = x.reshape(-1, x.shape[-2], x.shape[-1])
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return at_least_single(x.reshape(-1, x.shape[-2], x.shape[-1]))
 
 
 def _search(x: Tensor, y: Tensor | None, k: int, metric: str, backend: str, budget: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import matmul, outside_autocast
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.distortion import Distortion, map_distortion
@@ -23,6 +24,7 @@ from lfm_torch.neighbors import Metric
 from lfm_torch.similarity import Maps
 
 
+@outside_autocast
 def representation_basis(
     x: Tensor,
     *,
@@ -54,6 +56,7 @@ def representation_graph(
     return build_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
 
 
+@outside_autocast
 def graph_basis(graph: Graph, *, n_basis: int = 50, tol: float | None = None, warm_start: Basis | None = None) -> Basis:
     """The second half of :func:`representation_basis`."""
     return _constant_first(spectral_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start), graph.degree)
@@ -69,13 +72,13 @@ def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
         return basis
     constant = degrees.sqrt() / degrees.sum(-1, keepdim=True).sqrt()
     known = torch.arange(null, device=degrees.device) < basis.n_components.unsqueeze(-1)
-    wanted = (basis.evecs[..., :null].mT @ constant.unsqueeze(-1)).squeeze(-1) * known
+    wanted = matmul(basis.evecs[..., :null].mT, constant.unsqueeze(-1)).squeeze(-1) * known
     # the reflection that takes the first axis to the unit vector `wanted`, or does nothing where it is there
     axis = wanted / wanted.norm(dim=-1, keepdim=True)
     axis = torch.cat([axis[..., :1] - 1, axis[..., 1:]], -1)
     length = axis.square().sum(-1, keepdim=True).unsqueeze(-1)
     outer = axis.unsqueeze(-1) * axis.unsqueeze(-2)
-    turned = basis.evecs[..., :null] - 2 * (basis.evecs[..., :null] @ outer) / torch.where(length > 0, length, 1.0)
+    turned = basis.evecs[..., :null] - 2 * matmul(basis.evecs[..., :null], outer) / torch.where(length > 0, length, 1.0)
     return replace(basis, evecs=torch.cat([turned, basis.evecs[..., null:]], -1))
 
 
@@ -97,6 +100,7 @@ def check_pair(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"x must be one representation, shape [n, d], got {list(x.shape)}")
 
 
+@outside_autocast
 def similarity(
     x: Tensor,
     y: Tensor,
@@ -150,7 +154,7 @@ def similarity(
     for name in measures:
         if name in POINT_MEASURES:
             measure = POINT_MEASURES[name]
-            scores[name] = measure.score(*map(measure.prepare, parts)).to(x.dtype)
+            scores[name] = measure.score(*map(measure.prepare, parts)).to(parts[0].dtype)
     return {name: scores[name] for name in measures}
 
 

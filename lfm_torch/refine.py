@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.correspondence import pointwise_map, spectral_points
 from lfm_torch.functional_map import FunctionalMap
@@ -17,12 +18,15 @@ from lfm_torch.functional_map import FunctionalMap
 _LARGEST_PLAN = 10**8
 
 
+@outside_autocast
 def orthogonalize(fmap: FunctionalMap) -> FunctionalMap:
     """Return the nearest map with orthonormal rows or columns: ``U V^T`` of the singular value decomposition of C."""
+    fmap = at_least_single(fmap)
     u, _, vh = torch.linalg.svd(fmap.C, full_matrices=False)
     return replace(fmap, C=u @ vh)
 
 
+@outside_autocast
 def zoomout(
     fmap: FunctionalMap, basis_x: Basis, basis_y: Basis, *, n_basis: int | None = None, step: int = 10
 ) -> FunctionalMap:
@@ -45,6 +49,7 @@ def zoomout(
 
     Source: Melzi et al. 2019 (arXiv 1904.07865), algorithm 1.
     """
+    basis_x, basis_y = at_least_single(basis_x), at_least_single(basis_y)
     largest = min(basis_x.n_basis, basis_y.n_basis)
     n_basis = largest if n_basis is None else n_basis
     start = max(fmap.C.shape[-2:])
@@ -60,6 +65,7 @@ def zoomout(
             return fmap
 
 
+@outside_autocast
 def icp(
     fmap: FunctionalMap, basis_x: Basis, basis_y: Basis, *, max_iterations: int = 50, tol: float = 1e-6
 ) -> FunctionalMap:
@@ -80,7 +86,7 @@ def icp(
     Source: Ovsjanikov et al. 2012, section 6.2.
     """
     m_y, m_x = fmap.C.shape[-2:]
-    basis_x, basis_y = basis_x.truncate(m_x), basis_y.truncate(m_y)
+    basis_x, basis_y = at_least_single(basis_x.truncate(m_x)), at_least_single(basis_y.truncate(m_y))
     change, used = math.inf, 0
     while used < max_iterations and change > tol:
         used += 1
@@ -90,15 +96,17 @@ def icp(
     return replace(fmap, iterations=used, residual=change)
 
 
+@outside_autocast
 def projected_map(idx_yx: Tensor, basis_x: Basis, basis_y: Basis) -> FunctionalMap:
     """The functional map of a map between rows: ``Phi_y^T Phi_x[idx_yx]``, ``[..., m_y, m_x]``."""
     rows = idx_yx.unsqueeze(-1).expand(*idx_yx.shape, basis_x.n_basis)
     pulled = basis_x.evecs.gather(-2, rows)
     # rows of eigenvectors scale with 1 / sqrt(n)
     scale = (basis_x.n / basis_y.n) ** 0.5
-    return FunctionalMap(scale * (basis_y.evecs.mT @ pulled), basis_x.evals, basis_y.evals)
+    return FunctionalMap(scale * matmul(basis_y.evecs.mT, pulled), basis_x.evals, basis_y.evals)
 
 
+@outside_autocast
 def sinkhorn_map(
     fmap: FunctionalMap, basis_x: Basis, basis_y: Basis, *, temperature: float = 0.05, iterations: int = 50
 ) -> tuple[FunctionalMap, Tensor]:
@@ -129,12 +137,12 @@ def sinkhorn_map(
     m_y, m_x = fmap.C.shape[-2:]
     points_x, points_y = spectral_points(fmap, basis_x, basis_y)
     squares = points_y.square().sum(-1).unsqueeze(-1) + points_x.square().sum(-1).unsqueeze(-2)
-    distance = (squares - 2 * points_y @ points_x.mT).clamp_min(0)
+    distance = (squares - 2 * matmul(points_y, points_x.mT)).clamp_min(0)
     scores = -distance / (temperature * distance.detach().mean((-2, -1), keepdim=True))
     plan = log_sinkhorn(scores, iterations).exp()
-    basis_x, basis_y = basis_x.truncate(m_x), basis_y.truncate(m_y)
+    basis_x, basis_y = at_least_single(basis_x.truncate(m_x)), at_least_single(basis_y.truncate(m_y))
     scale = (basis_x.n / basis_y.n) ** 0.5
-    C = scale * (basis_y.evecs.mT @ (plan @ basis_x.evecs))
+    C = scale * matmul(basis_y.evecs.mT, matmul(plan, basis_x.evecs))
     return FunctionalMap(C, basis_x.evals, basis_y.evals), plan
 
 

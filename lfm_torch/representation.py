@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSam
 
 from lfm_torch import _checks
 from lfm_torch._gathering import Store, open_store
+from lfm_torch._precision import at_least_single
 from lfm_torch._probe import named_layers, untouched, unwrapped
 
 Pooling = Literal["mean", "cls", "last", "flatten"]
@@ -336,9 +337,7 @@ def _first_tensor(output: Any) -> Tensor | None:
 
 
 def _pooled(name: str, x: Tensor, pooling: Pooling, mask: Any) -> Tensor:
-    x = x.detach()
-    if x.dtype not in (torch.float32, torch.float64):
-        x = x.float()
+    x = at_least_single(x.detach())
     if x.dim() == 1:
         return x.unsqueeze(1).clone()
     if x.dim() == 2 or pooling == "flatten":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import outside_autocast
 from lfm_torch.baselines.points import Points
 from lfm_torch.functional_map import paired_map
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, MEASURES, POINT_MEASURES, Measure, check_measures
@@ -61,6 +62,7 @@ class Significance:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({chance})"
 
 
+@outside_autocast
 def significance(
     x: Tensor,
     y: Tensor,
@@ -220,6 +222,7 @@ class Sensitivity:
         return found
 
 
+@outside_autocast
 def sensitivity(
     x: Tensor,
     y: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.laplacian import Laplacian
 from lfm_torch.ops import inner_products, map_energies
@@ -58,12 +59,13 @@ class Maps:
     @classmethod
     def of(cls, fmap: FunctionalMap) -> Maps:
         """Take one map, or a batch of them flattened, as ``A`` maps with ``B = 1``."""
-        batch = fmap.C.shape[:-2]
+        fmap = at_least_single(fmap)
+        batch, C = fmap.C.shape[:-2], fmap.C
         evals_x, evals_y = (
             evals.expand(*batch, m).reshape(-1, 1, m)
             for evals, m in ((fmap.evals_x, fmap.C.shape[-1]), (fmap.evals_y, fmap.C.shape[-2]))
         )
-        return cls(fmap.C.reshape(-1, fmap.C.shape[-2], 1, fmap.C.shape[-1]), evals_x, evals_y)
+        return cls(C.reshape(-1, C.shape[-2], 1, C.shape[-1]), evals_x, evals_y)
 
     @classmethod
     def between(cls, evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor) -> Maps:
@@ -185,6 +187,7 @@ def spectral(maps: Maps) -> Tensor:
     return _root((maps.evals_x[..., :m] - maps.evals_y[..., :m]).square().mean(-1))
 
 
+@outside_autocast
 def lfm_similarity(
     fmap: FunctionalMap, *, squared: bool = True, symmetric: bool = False, centered: bool = False
 ) -> Tensor:
@@ -217,6 +220,7 @@ def lfm_similarity(
     return _per_map(fmap, lfm(Maps.of(fmap), squared=squared, symmetric=symmetric, centered=centered))
 
 
+@outside_autocast
 def subspace_overlap(fmap: FunctionalMap) -> Tensor:
     """Share of the smaller basis that the other contains, ``|C|_F^2 / min(m_x, m_y)``: ``[...]`` in [0, 1].
 
@@ -226,6 +230,7 @@ def subspace_overlap(fmap: FunctionalMap) -> Tensor:
     return _per_map(fmap, overlap(Maps.of(fmap)))
 
 
+@outside_autocast
 def heat_overlap(fmap: FunctionalMap, *, time: float = HEAT_TIME) -> Tensor:
     r"""Cosine between the two diffusion kernels ``exp(-t L_x)`` and ``exp(-t L_y)``, cut to the bases.
 
@@ -245,6 +250,7 @@ def heat_overlap(fmap: FunctionalMap, *, time: float = HEAT_TIME) -> Tensor:
     return _per_map(fmap, heat(Maps.of(fmap), time=time))
 
 
+@outside_autocast
 def heat_overlap_probes(
     laplacian_x: Laplacian,
     laplacian_y: Laplacian,
@@ -294,12 +300,13 @@ def heat_overlap_probes(
     weight = laplacian_x.graph.weight
     generator = generator or torch.Generator().manual_seed(0)
     size = (*laplacian_x.shape[:-1], n_probes)
-    signs = (2 * torch.randint(0, 2, size, generator=generator) - 1).to(weight)
+    signs = (2 * torch.randint(0, 2, size, generator=generator, device=generator.device) - 1).to(weight)
     U, V = (laplacian.heat(signs, time=time) - math.exp(-time) * signs for laplacian in (laplacian_x, laplacian_y))
     shared = (U * V).sum((-2, -1))
     return shared / (U.square().sum((-2, -1)) * V.square().sum((-2, -1))).sqrt()
 
 
+@outside_autocast
 def orthogonality_error(fmap: FunctionalMap) -> Tensor:
     """How far the map is from an isometry, ``|C^T C - I|_F / sqrt(m)`` with m the smaller basis: ``[...]`` in [0, 1].
 
@@ -308,6 +315,7 @@ def orthogonality_error(fmap: FunctionalMap) -> Tensor:
     return _per_map(fmap, orthogonality(Maps.of(fmap)))
 
 
+@outside_autocast
 def commutativity_error(fmap: FunctionalMap, *, centered: bool = False) -> Tensor:
     """Mismatch of the eigenvalues that the map connects, ``|Lambda_y C - C Lambda_x|_F / |C|_F``: ``[...]`` in [0, 2].
 
@@ -322,6 +330,7 @@ def commutativity_error(fmap: FunctionalMap, *, centered: bool = False) -> Tenso
     return _per_map(fmap, commutativity(Maps.of(fmap), centered=centered))
 
 
+@outside_autocast
 def spectral_distance(fmap: FunctionalMap) -> Tensor:
     """Root mean square of the differences between the eigenvalues, in order: ``[...]`` in [0, 2].
 

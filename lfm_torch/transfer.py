@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks, _files
+from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.correspondence import check_rows
 
 TranslatorKind = Literal["orthogonal", "linear", "affine", "ridge"]
@@ -40,12 +41,15 @@ class Translator:
         d_x, d_y = self.matrix.shape[-2:]
         return f"Translator({self.kind}, {d_x} -> {d_y}, from {self.n_pairs} pairs, {self.matrix.dtype})"
 
+    @outside_autocast
     def __call__(self, x: Tensor) -> Tensor:
         """Carry ``x [..., n, d_x]`` to y's space, ``[..., n, d_y]``."""
         if x.shape[-1] != self.matrix.shape[-2]:
             raise ValueError(f"x must have {self.matrix.shape[-2]} features, got shape {list(x.shape)}")
-        return (x - self.origin_x.unsqueeze(-2)) @ self.matrix + self.origin_y.unsqueeze(-2)
+        x, own = at_least_single(x), at_least_single(self)
+        return matmul(x - own.origin_x.unsqueeze(-2), own.matrix) + own.origin_y.unsqueeze(-2)
 
+    @outside_autocast
     def inverse(self) -> Translator:
         """The translator from y's space to x's.
 
@@ -55,10 +59,11 @@ class Translator:
         d_x, d_y = self.matrix.shape[-2:]
         if d_x != d_y:
             raise ValueError(f"matrix must be square to be inverted, got {d_x} -> {d_y}; fit the other direction")
-        values = torch.linalg.svdvals(self.matrix.detach())
+        own = at_least_single(self)
+        values = torch.linalg.svdvals(own.matrix.detach())
         if bool((values[..., -1] <= d_x * torch.finfo(values.dtype).eps * values[..., 0]).any()):
             raise ValueError(f"matrix must have full rank to be inverted, got smallest singular value {values.min():g}")
-        return replace(self, matrix=torch.linalg.inv(self.matrix), origin_x=self.origin_y, origin_y=self.origin_x)
+        return replace(own, matrix=torch.linalg.inv(own.matrix), origin_x=own.origin_y, origin_y=own.origin_x)
 
     def to(self, target: torch.device | torch.dtype | str) -> Translator:
         """Move to a device (a str names one), or cast to a dtype."""
@@ -79,6 +84,7 @@ class Translator:
         return _files.load_record(path, cls)
 
 
+@outside_autocast
 def fit_translator(
     x: Tensor,
     y: Tensor,
@@ -125,6 +131,7 @@ def fit_translator(
     _checks.check_choice("kind", kind, KINDS)
     x, y = _checks.check_points("x", x), _checks.check_points("y", y)
     _checks.check_same_device_dtype("x", x, "y", y)
+    x, y = at_least_single(x), at_least_single(y)
     if ridge < 0:
         raise ValueError(f"ridge must not be negative, got {ridge}")
     x, y = paired_rows(x, y, pairs)
@@ -177,6 +184,7 @@ def _fit(x: Tensor, y: Tensor, weight: Tensor, kind: str, ridge: float) -> Trans
     return Translator(matrix, origin_x, origin_y, kind, p)
 
 
+@outside_autocast
 def relative_representations(x: Tensor, anchors: Tensor) -> Tensor:
     """Cosines of the rows of ``x`` to anchor rows: two spaces become comparable without a map.
 
@@ -198,6 +206,7 @@ def relative_representations(x: Tensor, anchors: Tensor) -> Tensor:
     else:
         check_rows("anchors", anchors, x.shape[-2])
         chosen = x[..., anchors, :]
+    x, chosen = at_least_single(x), at_least_single(chosen)
     return nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(chosen, dim=-1).mT
 
 
@@ -224,7 +233,8 @@ class Stitched(nn.Module):
         """Encode with one model, translate, go on with the other."""
         latent = self.encoder(*args, **kwargs)
         flat = latent.flatten(1)
-        translated = self.translator(flat)
+        # what comes out is what goes on: the head of a half model has half weights
+        translated = self.translator(flat).to(torch.promote_types(flat.dtype, self.matrix.dtype))
         same = translated.shape[-1] == flat.shape[-1]
         return self.head(translated.view_as(latent) if same else translated)
 

@@ -62,8 +62,9 @@ def test_spaces_of_other_sizes_and_dimensions() -> None:
 def test_unrelated_spaces_are_no_alignment(d: int) -> None:
     for seed in range(3):
         x, y = planted(300, d, seed=seed)[0], planted(300, d, seed=seed + 10)[1]
-        with pytest.warns(lfm.LFMWarning, match="no alignment found, no better than chance"):
+        with pytest.warns(lfm.LFMWarning, match="no alignment found, no better than chance") as warned:
             alignment = lfm.align(x, y)
+        assert warned[0].filename == __file__  # the line of the user, not one of ours
         assert not alignment.found
         assert "no alignment found" in repr(alignment)
         for name in ("fmap", "translator", "pairs", "idx_yx", "idx_xy"):

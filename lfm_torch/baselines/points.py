@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import outside_autocast
 
 State = tuple[Tensor, ...]
 _TINY = 1e-300
@@ -29,6 +30,11 @@ class Points:
     def n(self) -> int:
         """Number of rows."""
         return self.x.shape[-2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of scores: float32 where the points are of a half type."""
+        return torch.promote_types(self.x.dtype, torch.float32)
 
     @cached_property
     def features(self) -> Tensor:
@@ -82,14 +88,15 @@ class Points:
         return U * S.unsqueeze(-2)
 
 
+@outside_autocast
 def compared(
     x: Tensor, y: Tensor, prepare: Callable[[Points], State], score: Callable[[State, State], Tensor]
 ) -> Tensor:
-    """Score of a pair ``x [..., n, d_x]``, ``y [..., n, d_y]`` in the dtype of ``x``: ``[...]``."""
+    """Score of a pair ``x [..., n, d_x]``, ``y [..., n, d_y]`` in the dtype of ``x``, at least float32: ``[...]``."""
     a, b = Points(x, name="x"), Points(y, name="y")
     if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(f"y must have the rows of x, shape {[*x.shape[:-1], 'd']}, got {list(y.shape)}")
-    return score(prepare(a), prepare(b)).to(x.dtype)
+    return score(prepare(a), prepare(b)).to(a.dtype)
 
 
 def normalized(x: Tensor) -> Tensor:

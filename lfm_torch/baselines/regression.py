@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.baselines.points import Points, State, compared, normalized, permute_rows
 
 _ANCHORS = 300
@@ -47,6 +48,7 @@ def linear_regression(x: Tensor, y: Tensor) -> Tensor:
     return compared(x, y, prepare_regression, score_regression)
 
 
+@outside_autocast
 def relative_representation(x: Tensor, anchors: Tensor) -> Tensor:
     """Cosine similarity of every row of ``x [..., n, d]`` to the rows numbered ``anchors [p]``: ``[..., n, p]``.
 
@@ -56,7 +58,7 @@ def relative_representation(x: Tensor, anchors: Tensor) -> Tensor:
 
     Source: Moschella et al. 2023 (arXiv 2209.15430), equation (2).
     """
-    x = _checks.check_points("x", x)
+    x = at_least_single(_checks.check_points("x", x))
     if anchors.dim() != 1 or not anchors.numel() or int(anchors.min()) < 0 or int(anchors.max()) >= x.shape[-2]:
         raise ValueError(f"anchors must be row numbers [p] of x, at least one, each below {x.shape[-2]}")
     norms = x.norm(dim=-1, keepdim=True)

@@ -219,7 +219,7 @@ def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: 
         reduced.contents["basis"] = job.pieces.write(keys["basis"], tensors, info)
     points = Points(x)
     for name in settings.point_measures:
-        state = stored(POINT_MEASURES[name].prepare(points), x.dtype)
+        state = stored(POINT_MEASURES[name].prepare(points), points.dtype)
         tensors = {str(i): part for i, part in enumerate(state)}
         reduced.contents[name] = job.pieces.write(keys[name], tensors, {"kind": name, **reduced.info})
     return reduced

@@ -21,13 +21,13 @@ Source: Magnus 1985 (Econometric Theory 1), theorem 1; for the projector and a r
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lfm_torch._warnings import LFMWarning
+from lfm_torch._precision import outside_autocast
+from lfm_torch._warnings import warn
 from lfm_torch.linalg.conjugate_gradients import deflated_cg
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
 
@@ -87,6 +87,7 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @outside_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (evals,) = ctx.saved_tensors
         return _adjoint(ctx.operator, ctx.pairs, evals, ctx.known, ctx.delta, *grads), *[None] * 6
@@ -121,12 +122,10 @@ def _adjoint(
     shift = theta[..., :m].to(known.dtype)
     outside, residuals = deflated_cg(operator, shift, -g_evecs, torch.cat([known, space], -1), tol=tol)
     if bool((residuals > 10 * tol).any()):
-        warnings.warn(
+        warn(
             f"derivative of spectral_basis: {int((residuals > 10 * tol).sum())} of {residuals.numel()} linear systems "
             f"did not reach {tol:g}; largest relative residual {float(residuals.max()):.2g} (the basis is cut inside a "
             "cluster of eigenvalues)",
-            LFMWarning,
-            stacklevel=2,
         )
     return adjoint + outside
 

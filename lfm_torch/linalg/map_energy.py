@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfm_torch._precision import matmul, outside_autocast
+
 # bytes of one slice of the products S_k^y C S_k^x
 _SLICE_BYTES = 1 << 28
 
@@ -76,7 +78,7 @@ class MapEnergy:
     @functools.cached_property
     def gram(self) -> tuple[Tensor, Tensor]:
         """``A A^T / p`` and ``B A^T / p``."""
-        return self.A @ self.A.mT / self.p, self.B @ self.A.mT / self.p
+        return matmul(self.A, self.A.mT) / self.p, matmul(self.B, self.A.mT) / self.p
 
     def value(self, C: Tensor) -> Tensor:
         """E(C), ``[...]``."""
@@ -88,7 +90,7 @@ class MapEnergy:
 
     def quadratic_product(self, C: Tensor) -> Tensor:
         """Half the second derivative of the quadratic part, applied to ``C``."""
-        product = C @ self.gram[0] + self.penalty * C
+        product = matmul(C, self.gram[0]) + self.penalty * C
         return product if self.S_x is None else product + self._commutativity_product(C)
 
     def _commutativity_product(self, C: Tensor) -> Tensor:
@@ -255,6 +257,7 @@ class _ImplicitGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (C,) = ctx.saved_tensors
         energy: MapEnergy = ctx.energy

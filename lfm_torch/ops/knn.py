@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfm_torch._precision import outside_autocast
 from lfm_torch.ops._registry import Operator, register
 from lfm_torch.ops.graph import symmetrize_edges
 from lfm_torch.ops.laplacian import laplacian_product
@@ -213,6 +214,7 @@ class NeighborDistances(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # noqa: D102
         x, y, indices, distances = ctx.saved_tensors
         if ctx.kind == "euclidean":

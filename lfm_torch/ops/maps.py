@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfm_torch._precision import outside_autocast
 from lfm_torch.ops._registry import Operator, register
 
 ENERGIES = ("carried", "weighted", "commutator", "on_x", "off_x", "on_y", "off_y")
@@ -85,6 +86,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
+@outside_autocast
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     C, evals_x, evals_y, weight_x, weight_y = ctx.saved_tensors
     C = C.permute(0, 2, 1, 3)
@@ -148,6 +150,7 @@ def _products_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
     ctx.save_for_backward(*inputs)
 
 
+@outside_autocast
 def _products_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     x, y = ctx.saved_tensors
     return grad @ y, grad.mT @ x

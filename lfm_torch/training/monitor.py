@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks, _files
+from lfm_torch._precision import outside_autocast
 from lfm_torch._probe import is_sharded, unwrapped
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.graph import Weights
@@ -279,6 +280,7 @@ class Monitor:
             for measure, value in measured.items()
         ]
 
+    @outside_autocast
     def layer_matrix(self, measure: str) -> Tensor | None:
         """Layers against layers at the last measurement; None on ranks that hold no bases, and before the first."""
         last, compare = self._tracker.last, self.settings.compare

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
+from lfm_torch._precision import outside_autocast
 from lfm_torch.training.alerts import Alert, Event, Watch
 from lfm_torch.training.spaces import Space, SpaceSettings, dimension
 
@@ -81,6 +82,7 @@ class Tracker:
         """A fixed reference has not been reduced yet."""
         return not self.references and self.reference not in _MOVING
 
+    @outside_autocast
     def set_reference(self, found: Mapping[str, Tensor]) -> None:
         """Reduce a fixed reference."""
         missing = [layer for layer in self.layers if layer not in found]
@@ -89,6 +91,7 @@ class Tracker:
         self.references = {layer: self.settings.reduce(found[layer]) for layer in self.layers}
 
     @torch.no_grad()
+    @outside_autocast
     def measure(self, moment: Moment, found: Extracted | Exception, *, strict: bool) -> tuple[Point, Chance]:
         """Reduce and compare what was extracted; returns the point, and the chance levels.
 
