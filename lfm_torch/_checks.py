@@ -86,6 +86,8 @@ def one_line(error: BaseException, *, typed: bool = False) -> str:
 
 
 def did_you_mean(value: object, choices: Iterable[str]) -> str:
-    """Return ``"; did you mean 'a' or 'b'?"`` for near matches of ``value``, else an empty string."""
-    near = difflib.get_close_matches(str(value), list(choices), n=3, cutoff=0.5)
+    """Return ``"; did you mean 'a' or 'b'?"`` for names near ``value`` or with it in them, else an empty string."""
+    written, names = str(value).lower(), list(choices)
+    within = [name for name in names if len(written) > 2 and written in name.lower()]
+    near = list(dict.fromkeys([*within, *difflib.get_close_matches(written, names, n=3, cutoff=0.5)]))[:3]
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

@@ -166,11 +166,16 @@ def default_tol(dtype: torch.dtype) -> float:
     return 1e-8 if dtype == torch.float64 else 1e-5
 
 
+def default_n_basis(n: int) -> int:
+    """Eigenvectors taken when no number is asked for: a quarter of the points, at least 2 and at most 50."""
+    return min(50, max(2, n // 4), n - 1)
+
+
 @outside_autocast
 def spectral_basis(
     graph: Graph | Laplacian,
     *,
-    n_basis: int = 50,
+    n_basis: int | None = None,
     solver: Solver = "auto",
     tol: float | None = None,
     max_iterations: int | None = None,
@@ -192,7 +197,7 @@ def spectral_basis(
 
     Args:
         graph: A Graph (its symmetric normalised Laplacian is taken) or a Laplacian, "symmetric" or "unnormalized".
-        n_basis: Number of pairs, less than the number of points.
+        n_basis: Number of pairs, less than the number of points; None takes a quarter of the points, at most 50.
         solver: "lobpcg" (batched, block method with Chebyshev preconditioning), "krylov" (thick-restarted block
             Lanczos), "dense" (``eigh``), or "auto": dense for small graphs, else the fastest by measurement.
         tol: Largest residual norm ``|L v - lambda v|`` relative to the bound of the spectrum divided by 2; None for
@@ -235,6 +240,7 @@ def spectral_basis(
             "[spectral_basis(g, ...) for g in graph.unbatch()]"
         )
     n = laplacian.graph.n_nodes
+    n_basis = default_n_basis(n) if n_basis is None else n_basis
     _checks.check_range("n_basis", n_basis, 1, n - 1, f"less than the {n} points of the graph")
     if warm_start is not None and warm_start.evecs.shape[:-1] != laplacian.shape[:-1]:
         raise ValueError(

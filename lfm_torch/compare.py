@@ -31,7 +31,7 @@ from lfm_torch.jobs.pieces import Job, quiet_workers
 from lfm_torch.jobs.store import Store, Waiting
 from lfm_torch.jobs.tasks import MemoryPieces, Reduced, Reduction, Settings
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
-from lfm_torch.neighbors import Metric, default_n_neighbors
+from lfm_torch.neighbors import Metric
 from lfm_torch.sources import Given, Source
 
 Progress = Callable[[str, int, int], None]
@@ -44,9 +44,9 @@ logger.addHandler(logging.NullHandler())
 def compare(
     representations: Mapping[str, Tensor | Mapping[str, Tensor]] | Checkpoints,
     *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_neighbors: int | None = None,
-    n_basis: int = 50,
+    n_basis: int | None = None,
     metric: Metric = "angular",
     weights: Weights = "gaussian",
     runs: Mapping[str, tuple[str, int | None]] | None = None,
@@ -66,9 +66,9 @@ def compare(
         representations: ``{network: {layer: [n, d]}}`` or ``{network: [n, d]}``; row i is the same sample everywhere. A
             :class:`Checkpoints` reads them from files, one at a time; so do the other classes of
             :mod:`lfm_torch.sources`.
-        measures: Names of measures; :data:`lfm_torch.measures.MEASURES` describes them all.
+        measures: One name or several; :data:`lfm_torch.measures.MEASURES` describes them all.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
-        n_basis: Eigenvectors per space, less than n.
+        n_basis: Eigenvectors per space, less than n; None takes a quarter of the samples, at most 50.
         metric: Metric of the graphs, see :func:`knn`.
         weights: Edge weights, see :func:`build_graph`.
         runs: ``{network: (run, step)}`` to say which networks are states of one training run; None reads it from the
@@ -101,8 +101,7 @@ def compare(
         1.0
     """
     started = time.perf_counter()
-    check_measures(measures)
-    settings = Settings(tuple(measures), n_neighbors, n_basis, metric, weights)
+    settings = Settings(check_measures(measures), n_neighbors, n_basis, metric, weights)
     _check_settings(representations, settings, runs)
     if store is None and engine != "local":
         raise ValueError(f"store must be a directory that all workers see for engine={engine!r}, got None")
@@ -147,8 +146,8 @@ def _finished(run: _Run, runs: Mapping[str, tuple[str, int | None]] | None, star
     described = {
         "n_samples": n,
         "measures": list(settings.measures),
-        "n_neighbors": default_n_neighbors(n) if settings.n_neighbors is None else settings.n_neighbors,
-        "n_basis": settings.n_basis,
+        "n_neighbors": settings.neighbors_of(n),
+        "n_basis": settings.basis_of(n),
         "metric": settings.metric,
         "weights": settings.weights,
         **source.settings,
@@ -282,9 +281,9 @@ class _Run:
     def _readers(self, n: int | None) -> int | None:
         """How many checkpoints may be reduced side by side: as many as source and memory allow."""
         settings = self.job.settings
-        n_neighbors = default_n_neighbors(n or 2) if settings.n_neighbors is None else settings.n_neighbors
         # edges of the graph while it is made symmetric, and the vectors of the eigensolver
-        each = (n or 0) * (48 * n_neighbors + 64 * settings.n_basis) if settings.map_measures else 0
+        of_sample = 48 * settings.neighbors_of(n or 2) + 64 * settings.basis_of(n or 2)
+        each = (n or 0) * of_sample if settings.map_measures else 0
         by_memory = memory.workers(self.memory_budget, each)
         return min(by_memory, self.job.source.threads or by_memory)
 

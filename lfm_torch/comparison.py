@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch.checkpoint_files import Checkpoint
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures import MEASURES, full_name
 
 if TYPE_CHECKING:
     import pandas
@@ -163,6 +163,7 @@ class Comparison:
         Raises:
             ValueError: a measure that was not computed.
         """
+        measure = full_name(measure)
         _checks.check_choice("measure", measure, self.measures)
         return self.matrices[measure]
 

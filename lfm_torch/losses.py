@@ -19,16 +19,20 @@ from torch import Tensor, nn
 
 from lfm_torch import _checks
 from lfm_torch._precision import at_least_single, outside_autocast
-from lfm_torch.basis import Basis
+from lfm_torch.basis import Basis, default_n_basis
 from lfm_torch.functional_map import functional_map, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
 from lfm_torch.measures import MAP_MEASURES
 from lfm_torch.neighbors import Metric
-from lfm_torch.pipeline import representation_basis
+from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
 from lfm_torch.similarity import Maps
 
 # readings that mean something for a map solved from descriptors: the others take it for the product of two bases
 _UNPAIRED = ("lfm", "lfm_paper", "lfm_unsquared", "orthogonality_error", "commutativity_error")
+
+
+# enough for a target to be followed; a step costs as much as its eigenvectors
+_N_BASIS = 32
 
 
 class _AlignmentLoss(nn.Module):
@@ -37,17 +41,17 @@ class _AlignmentLoss(nn.Module):
     def __init__(
         self,
         *,
-        n_basis: int = 32,
+        n_basis: int | None = None,
         n_neighbors: int | None = None,
         metric: Metric = "angular",
         weights: Weights = "gaussian",
     ) -> None:
         super().__init__()
-        if isinstance(n_basis, bool) or not isinstance(n_basis, int) or n_basis < 1:
-            raise ValueError(f"n_basis must be a positive int, got {n_basis!r}")
+        check_sizes(n_neighbors, n_basis)
         # what the graph refuses whatever the points is refused here, not at the first step
         build_graph(torch.eye(3), n_neighbors=1, metric=metric, weights=weights)
         self.n_basis, self.n_neighbors, self.metric, self.weights = n_basis, n_neighbors, metric, weights
+        self._told: set[str] = set()
 
     def extra_repr(self) -> str:
         """Settings, as ``print`` shows them."""
@@ -61,12 +65,20 @@ class _AlignmentLoss(nn.Module):
             return self._basis(_points("target", target))
 
     def _basis(self, x: Tensor) -> Basis:
+        n_neighbors, n_basis = self._sizes(x)
         return representation_basis(
-            x, n_neighbors=self.n_neighbors, n_basis=self.n_basis, metric=self.metric, weights=self.weights
+            x, n_neighbors=n_neighbors, n_basis=n_basis, metric=self.metric, weights=self.weights
         )
 
     def _graph(self, x: Tensor) -> Graph:
-        return build_graph(x, n_neighbors=self.n_neighbors, metric=self.metric, weights=self.weights)
+        n_neighbors, _ = self._sizes(x)
+        return build_graph(x, n_neighbors=n_neighbors, metric=self.metric, weights=self.weights)
+
+    def _sizes(self, x: Tensor) -> tuple[int | None, int]:
+        """Neighbours and eigenvectors for a batch of this size."""
+        n = x.shape[-2]
+        n_neighbors, n_basis = sizes_for_batch(type(self).__name__, n, self.n_neighbors, self.n_basis, self._told)
+        return n_neighbors, min(_N_BASIS, default_n_basis(n)) if n_basis is None else n_basis
 
     def _check_target(self, x: Tensor, target: object, *, paired: bool = True) -> Tensor | Basis:
         if not isinstance(target, (Tensor, Basis)):
@@ -88,8 +100,9 @@ class LFMAlignmentLoss(_AlignmentLoss):
     The choice of neighbours is held fixed at each step; the gradient flows through the distances to them.
 
     Args:
-        n_basis: Eigenvectors per space, less than the rows of a batch.
-        n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300.
+        n_basis: Eigenvectors per space; None takes a quarter of the rows of a batch, at most 32. A number that a batch
+            has no rows for (the last of an epoch) is cut to what it has, with a warning.
+        n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300; else as ``n_basis``.
         metric: Metric of the graphs, see :func:`lfm_torch.knn`. "angular" refuses rows that are all zero (a dead
             ReLU); "euclidean" takes them.
         weights: Edge weights, see :func:`lfm_torch.build_graph`.
@@ -116,7 +129,7 @@ class LFMAlignmentLoss(_AlignmentLoss):
     def __init__(
         self,
         *,
-        n_basis: int = 32,
+        n_basis: int | None = None,
         n_neighbors: int | None = None,
         metric: Metric = "angular",
         weights: Weights = "gaussian",
@@ -170,8 +183,9 @@ class DirichletAlignmentLoss(_AlignmentLoss):
     nothing in common.
 
     Args:
-        n_basis: Eigenvectors of the target, less than the rows of a batch.
-        n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300.
+        n_basis: Eigenvectors of the target; None takes a quarter of the rows of a batch, at most 32. A number that a
+            batch has no rows for (the last of an epoch) is cut to what it has, with a warning.
+        n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300; else as ``n_basis``.
         metric: Metric of the graphs, see :func:`lfm_torch.knn`. "angular" refuses rows that are all zero (a dead
             ReLU); "euclidean" takes them.
         weights: Edge weights, see :func:`lfm_torch.build_graph`.

@@ -7,7 +7,7 @@ command line read this table, and the tests check every invariance it claims.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -264,6 +264,8 @@ _POINTS = (
 MAP_MEASURES: dict[str, MapMeasure] = {measure.name: measure for measure in _MAPS}
 POINT_MEASURES: dict[str, PointMeasure] = {measure.name: measure for measure in _POINTS}
 MEASURES: dict[str, Measure] = {**MAP_MEASURES, **POINT_MEASURES}
+# what papers and other libraries call them; results bear the full name
+ALIASES = {"cka": "linear_cka", "cca": "mean_cca"}
 
 
 @outside_autocast
@@ -277,11 +279,30 @@ def read(fmap: FunctionalMap, measure: str) -> Tensor:
     return MAP_MEASURES[measure].read(Maps.of(fmap)).reshape(fmap.C.shape[:-2])
 
 
-def check_measures(measures: Sequence[str]) -> None:
-    """Raise ValueError unless ``measures`` are names of measures, at least one."""
-    if isinstance(measures, str):
-        raise ValueError(f"measures must be a sequence of names, got the string {measures!r}; write [{measures!r}]")
-    if not measures:
+def check_measures(measures: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the measures asked for, each once, in their order: one name or several, or :data:`ALIASES`.
+
+    Raises:
+        TypeError: neither a name nor several.
+        ValueError: an unknown name, or none at all.
+
+    Example:
+        >>> check_measures("heat"), check_measures(["cka", "heat", "linear_cka"])
+        (('heat',), ('linear_cka', 'heat'))
+    """
+    names = [measures] if isinstance(measures, str) else measures
+    if not isinstance(names, Iterable):
+        raise TypeError(f"measures must be a name or a sequence of names, got {type(measures).__name__}")
+    found = tuple(dict.fromkeys(full_name(name) for name in names))
+    if not found:
         raise ValueError("measures must name at least one measure, got none")
-    for name in measures:
+    for name in found:
         _checks.check_choice("measures", name, MEASURES)
+    return found
+
+
+def full_name(measure: str) -> str:
+    """Return what :data:`MEASURES` calls a measure."""
+    if not isinstance(measure, str):
+        raise TypeError(f"a measure must be given by its name, got {type(measure).__name__}")
+    return ALIASES.get(measure, measure)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._precision import matmul, outside_autocast
+from lfm_torch._warnings import warn
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.distortion import Distortion, map_distortion
@@ -29,7 +30,7 @@ def representation_basis(
     x: Tensor,
     *,
     n_neighbors: int | None = None,
-    n_basis: int = 50,
+    n_basis: int | None = None,
     metric: Metric = "angular",
     weights: Weights = "gaussian",
     tol: float | None = None,
@@ -57,9 +58,46 @@ def representation_graph(
 
 
 @outside_autocast
-def graph_basis(graph: Graph, *, n_basis: int = 50, tol: float | None = None, warm_start: Basis | None = None) -> Basis:
+def graph_basis(
+    graph: Graph, *, n_basis: int | None = None, tol: float | None = None, warm_start: Basis | None = None
+) -> Basis:
     """The second half of :func:`representation_basis`."""
     return _constant_first(spectral_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start), graph.degree)
+
+
+def check_sizes(n_neighbors: int | None, n_basis: int | None) -> None:
+    """Raise ValueError unless both are positive or None: what no samples allow is refused before there are any."""
+    for name, size in (("n_neighbors", n_neighbors), ("n_basis", n_basis)):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"{name} must be a positive int, or None to go by the samples, got {size!r}")
+
+
+def sizes_for_batch(
+    owner: str, n: int, n_neighbors: int | None, n_basis: int | None, told: set[str]
+) -> tuple[int | None, int | None]:
+    """Cut both numbers to the ``n - 1`` that a batch of ``n`` rows has: the last of an epoch is nobody's mistake.
+
+    What is cut is said once; the owner keeps ``told``.
+
+    Raises:
+        ValueError: fewer than 3 rows.
+
+    Warns:
+        LFMWarning: a number does not fit.
+    """
+    if n < 3:
+        raise ValueError(
+            f"{owner} must have at least 3 rows, fewer are no space to compare, got {n}; a DataLoader leaves out such "
+            "a rest with drop_last=True"
+        )
+    sizes = {"n_neighbors": n_neighbors, "n_basis": n_basis}
+    for name, size in sizes.items():
+        if size is not None and size >= n:
+            if name not in told:
+                warn(f"{owner}: {name}={size} does not fit {n} rows and is cut to what does, here {n - 1} (said once)")
+                told.add(name)
+            sizes[name] = n - 1
+    return sizes["n_neighbors"], sizes["n_basis"]
 
 
 def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
@@ -105,9 +143,9 @@ def similarity(
     x: Tensor,
     y: Tensor,
     *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_neighbors: int | None = None,
-    n_basis: int = 50,
+    n_basis: int | None = None,
     metric: Metric = "angular",
     weights: Weights = "gaussian",
 ) -> dict[str, Tensor]:
@@ -116,9 +154,9 @@ def similarity(
     Args:
         x: ``[..., n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input.
         y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
-        measures: Names of measures; :data:`lfm_torch.measures.MEASURES` describes them all.
+        measures: One name or several; :data:`lfm_torch.measures.MEASURES` describes them all.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
-        n_basis: Eigenvectors per space, less than n.
+        n_basis: Eigenvectors per space, less than n; None takes a quarter of the samples, at most 50.
         metric: Metric of the graphs, see :func:`knn`.
         weights: Edge weights, see :func:`build_graph`.
 
@@ -138,7 +176,7 @@ def similarity(
         >>> {name: round(float(value), 3) for name, value in scores.items()}
         {'lfm': 1.0, 'overlap': 1.0, 'heat': 1.0}
     """
-    check_measures(measures)
+    measures = check_measures(measures)
     check_paired(x, y)
     scores: dict[str, Tensor] = {}
     if any(name in MAP_MEASURES for name in measures):

@@ -14,6 +14,7 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._precision import outside_autocast
 from lfm_torch.baselines.points import Points
+from lfm_torch.basis import default_n_basis
 from lfm_torch.functional_map import paired_map
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, MEASURES, POINT_MEASURES, Measure, check_measures
 from lfm_torch.neighbors import default_n_neighbors
@@ -67,7 +68,7 @@ def significance(
     x: Tensor,
     y: Tensor,
     *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_permutations: int = 100,
     n_splits: int = 10,
     level: float = 0.95,
@@ -84,12 +85,13 @@ def significance(
     Args:
         x: ``[n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input.
         y: ``[n, d_y]``.
-        measures: Names of measures.
+        measures: One name or several, as in :func:`similarity`.
         n_permutations: Shuffles, at least 2; the smallest p-value is ``1 / (n_permutations + 1)``.
         n_splits: Random halves, at least 2; 0 leaves the standard error and the interval NaN.
         level: Coverage of the interval.
         generator: Source of shuffles and halves, on the CPU; None for a fixed seed.
-        settings: ``n_neighbors``, ``n_basis``, ``metric`` and ``weights`` of :func:`similarity`.
+        settings: ``n_neighbors``, ``n_basis``, ``metric`` and ``weights`` of :func:`similarity`; halves have as many
+            eigenvectors as the whole.
 
     Returns:
         A :class:`Significance` per measure.
@@ -108,7 +110,7 @@ def significance(
 
     Source: Phipson & Smyth 2010 for the p-value; Shao & Wu 1989 for the delete-half jackknife.
     """
-    check_measures(measures)
+    measures = check_measures(measures)
     check_pair(x, y)
     _checks.check_range("n_permutations", n_permutations, 2, 2**31 - 1, "shuffles")
     if n_splits != 0:
@@ -171,13 +173,15 @@ def _over_halves(
     if n_splits == 0:
         return {name: torch.empty(0) for name in measures}
     size = len(x) // 2
-    k = settings.get("n_neighbors")
+    k, m = settings.get("n_neighbors"), settings.get("n_basis")
     n_neighbors = max(1, (default_n_neighbors(len(x)) if k is None else k) // 2)
+    n_basis = default_n_basis(len(x)) if m is None else m
+    halved = {**settings, "n_neighbors": n_neighbors, "n_basis": n_basis}
     rows = torch.stack([torch.randperm(len(x), generator=generator)[:size] for _ in range(n_splits)]).to(x.device)
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.no_grad():
         for part in torch.split(rows, max(1, _HALVES_ENTRIES // size**2)):
-            scores = similarity(x[part], y[part], measures=measures, **{**settings, "n_neighbors": n_neighbors})
+            scores = similarity(x[part], y[part], measures=measures, **halved)
             for name, values in scores.items():
                 found[name].append(values.double().cpu())
     return {name: torch.cat(values) for name, values in found.items()}
@@ -227,7 +231,7 @@ def sensitivity(
     x: Tensor,
     y: Tensor,
     *,
-    measures: Sequence[str] = DEFAULT_MEASURES,
+    measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_samples: Sequence[int] | None = None,
     n_neighbors: Sequence[int] | None = None,
     n_basis: Sequence[int] | None = None,
@@ -242,7 +246,7 @@ def sensitivity(
     Args:
         x: ``[n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input.
         y: ``[n, d_y]``.
-        measures: Names of measures.
+        measures: One name or several, as in :func:`similarity`.
         n_samples: Sizes of subsets; None for a quarter, a half, and all.
         n_neighbors: None for a third, two thirds, all of the default (15% of the samples, at most 300), and its double
             where there are that many.
@@ -264,11 +268,11 @@ def sensitivity(
         >>> {setting: list(rows) for setting, rows in found.values.items()}
         {'n_samples': [100, 200], 'n_neighbors': [15, 30], 'n_basis': [5, 10]}
     """
-    check_measures(measures)
+    measures = check_measures(measures)
     check_pair(x, y)
     n = len(x)
     k = default_n_neighbors(n)
-    m = min(50, max(2, n // 4))
+    m = default_n_basis(n)
     subsets = list(n_samples or sorted({max(4, n // 4), max(4, n // 2), n}))
     counts = list(n_neighbors or sorted({max(1, k // 3), max(1, 2 * k // 3), k, min(2 * k, n - 1)}))
     sizes = list(n_basis or sorted({size for size in (30, m, 70, 100) if size <= max(m, n // 2)}))
@@ -280,7 +284,7 @@ def sensitivity(
     with torch.no_grad():
         for size in subsets:
             rows = torch.randperm(n, generator=generator)[:size].sort().values.to(x.device)
-            fewer = {**settings, "n_neighbors": max(1, round(k * size / n)), "n_basis": min(m, max(2, size // 4))}
+            fewer = {**settings, "n_neighbors": max(1, round(k * size / n)), "n_basis": default_n_basis(size)}
             values["n_samples"][size] = _floats(similarity(x[rows], y[rows], measures=measures, **fewer))
         for count in counts:
             changed = {**settings, "n_neighbors": count, "n_basis": m}

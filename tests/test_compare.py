@@ -234,7 +234,6 @@ def test_nothing_left_is_an_error_with_the_first_reason(tmp_path: Path) -> None:
         ({"n_neighbors": N}, "n_neighbors must be between 1 and 79"),
         ({"measures": ["hea"]}, "got 'hea'; did you mean 'heat'"),
         ({"measures": []}, "at least one measure"),
-        ({"measures": "heat"}, r"a sequence of names, got the string 'heat'"),
         ({"runs": {"A": ("run", 1)}}, "runs must be one of 'a', 'b', got 'A'"),
         ({"metric": "angle"}, "metric must be one of .*did you mean 'angular'"),
         ({"metric": "inner_product"}, "weights must be 'binary'"),
@@ -327,3 +326,18 @@ def test_real_networks_match_layer_by_layer(real_data: Path) -> None:
     matching = comparison.layer_matching("heat")
     assert matching is not None
     assert matching.accuracy == 1.0
+
+
+def test_measures_are_one_name_or_several() -> None:
+    clouds = {"a": cloud(1), "b": cloud(2)}
+    comparison = compare(clouds, measures=("cka", "heat", "heat", "linear_cka"), **OPTIONS)
+    assert comparison.measures == ("linear_cka", "heat")
+    assert comparison.matrix("cka") is comparison.matrix("linear_cka")
+    assert torch.equal(compare(clouds, measures="heat", **OPTIONS).matrix("heat"), comparison.matrix("heat"))
+
+
+def test_the_number_of_eigenvectors_goes_by_the_samples() -> None:
+    clouds = {"a": cloud(1), "b": cloud(2)}
+    found, wanted = compare(clouds), compare(clouds, n_basis=N // 4)
+    assert found.settings["n_basis"] == N // 4
+    assert all(torch.equal(found.matrix(name), wanted.matrix(name)) for name in found.measures)

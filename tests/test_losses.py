@@ -127,10 +127,13 @@ def test_what_they_refuse(make: Callable[..., Loss]) -> None:
         loss(x, target.tolist())
     with pytest.raises(TypeError, match="x must be float16"):
         loss(x.long(), target)
-    with pytest.raises(ValueError, match="n_basis must be between 1 and 5"):
-        loss(x[:6], target[:6])
-    with pytest.raises(ValueError, match="n_basis must be a positive int, got 0"):
-        make(n_basis=0)
+    with pytest.raises(ValueError, match=r"Loss must have at least 3 rows.*got 2; .*drop_last=True"):
+        loss(x[:2], target[:2])
+    for size in (0, True, 2.5):
+        with pytest.raises(ValueError, match=f"n_basis must be a positive int, or None .*got {size}"):
+            make(n_basis=size)
+        with pytest.raises(ValueError, match="n_neighbors must be a positive int"):
+            make(n_neighbors=size)
     with pytest.raises(ValueError, match="metric must be one of"):
         make(metric="manhattan")
     with pytest.raises(ValueError, match="no zero row under the metrics"):
@@ -143,3 +146,26 @@ def test_settings_show() -> None:
     assert repr(LFMAlignmentLoss(n_basis=8)) == (
         "LFMAlignmentLoss(n_basis=8, n_neighbors=None, metric='angular', weights='gaussian', reading='heat')"
     )
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_the_last_batch_of_an_epoch_is_smaller(make: Callable[..., Loss]) -> None:
+    x, target = spaces()
+    loss = make(n_basis=20, n_neighbors=12)
+    with pytest.warns(lfm.LFMWarning) as caught:
+        values = [loss(x[rows], target[rows]) for rows in (slice(0, 40), slice(40, 60), slice(40, 50), slice(50, 55))]
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == 2, told
+    assert "n_basis=20 does not fit 20 rows and is cut to what does, here 19" in told[0]
+    assert "n_neighbors=12 does not fit 10 rows" in told[1]
+    assert caught[0].filename == __file__
+    rest = make(n_basis=9, n_neighbors=9)(x[40:50], target[40:50])
+    torch.testing.assert_close(values[2], rest)
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_sizes_go_by_the_rows_unless_given(make: Callable[..., Loss]) -> None:
+    x, target = torch.randn(136, 4), torch.randn(136, 3)
+    for rows, n_basis in ((136, 32), (40, 10), (5, 2), (3, 2)):
+        assert make().target_basis(target[:rows]).n_basis == n_basis
+        torch.testing.assert_close(make()(x[:rows], target[:rows]), make(n_basis=n_basis)(x[:rows], target[:rows]))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 import oracles
 import pytest
 import torch
 
 import lfm_torch as lfm
+from lfm_torch.basis import default_n_basis
+from lfm_torch.pipeline import representation_basis
+from lfm_torch.significance import Sensitivity
 
 
 def test_against_plain_numpy() -> None:
@@ -65,7 +71,6 @@ def test_batched_equals_one_by_one() -> None:
     ("call", "message"),
     [
         (lambda x: lfm.similarity(x, x[:30]), r"y must have the rows of x, shape \[40, 'd'\]"),
-        (lambda x: lfm.similarity(x, x, measures="heat"), r"measures must be a sequence.*write \['heat'\]"),
         (lambda x: lfm.similarity(x, x, measures=()), "at least one measure, got none"),
         (lambda x: lfm.similarity(x, torch.ones(40, 3), n_basis=5), "rows that differ"),
         (lambda x: lfm.similarity(x, x, measures=("lfn",)), "measures must be one of .* did you mean 'lfm'"),
@@ -83,3 +88,33 @@ def test_mixed_dtypes_are_refused() -> None:
     x = torch.randn(40, 3)
     with pytest.raises(TypeError, match=r"y must have the dtype of x, torch.float32, got torch.float64"):
         lfm.similarity(x, x.double(), n_basis=5)
+
+
+def test_the_number_of_eigenvectors_goes_by_the_samples() -> None:
+    for n, n_basis in ((8, 2), (40, 10), (100, 25), (200, 50), (230, 50)):
+        x, y = torch.randn(n, 4), torch.randn(n, 3)
+        assert representation_basis(x).n_basis == lfm.spectral_basis(lfm.build_graph(x)).n_basis == n_basis
+        assert lfm.similarity(x, y) == lfm.similarity(x, y, n_basis=n_basis)
+        found = lfm.significance(x, y, n_permutations=3, n_splits=2)
+        assert found == lfm.significance(x, y, n_basis=n_basis, n_permutations=3, n_splits=2)
+    assert default_n_basis(2) == 1
+
+
+@pytest.mark.parametrize(
+    "function", [lfm.similarity, lfm.significance, functools.partial(lfm.sensitivity, n_basis=[8])]
+)
+def test_measures_are_one_name_or_several(function: Any) -> None:
+    x, y = torch.randn(60, 4), torch.randn(60, 3)
+    names = {"heat": ("heat",), "cka": ("linear_cka",), ("heat", "cka", "heat", "linear_cka"): ("heat", "linear_cka")}
+    for given, wanted in names.items():
+        found = function(x, y, measures=given)
+        if isinstance(found, Sensitivity):
+            found = found.values["n_basis"][8]
+        assert tuple(found) == wanted
+    with pytest.raises(TypeError, match="measures must be a name or a sequence of names, got NoneType"):
+        function(x, y, measures=None)
+    with pytest.raises(TypeError, match="a measure must be given by its name, got int"):
+        function(x, y, measures=[1])
+    for given, near in (("CKA", "linear_cka"), ("Heat", "heat"), ("knn", "mutual_knn")):
+        with pytest.raises(ValueError, match=f"measures must be one of .*did you mean .*'{near}'"):
+            function(x, y, measures=given)

@@ -38,3 +38,29 @@ def test_what_it_refuses() -> None:
         metric.update(torch.randn(3, 2), torch.randn(4, 2))
     with pytest.raises(ValueError, match="y must be finite"):
         metric.update(torch.randn(3, 2), torch.full((3, 2), torch.nan))
+
+
+def test_two_batches_before_a_training_are_enough() -> None:
+    x, y = torch.randn(90, 6), torch.randn(90, 3)
+    metric = LFMSimilarity("heat", n_basis=50, n_neighbors=45)
+
+    def value(rows: int) -> torch.Tensor:
+        metric.reset()
+        metric.update(x[:rows], y[:rows])
+        return metric.compute()
+
+    with pytest.warns(lfm.LFMWarning) as caught:
+        values = [value(rows) for rows in (40, 30, 90)]
+    for rows, found in zip((40, 30, 90), values, strict=True):
+        wanted = lfm.similarity(x[:rows], y[:rows], n_basis=min(50, rows - 1), n_neighbors=min(45, rows - 1))
+        torch.testing.assert_close(found, wanted["heat"])
+    assert [str(warning.message).partition(" does")[0] for warning in caught] == [
+        "LFMSimilarity: n_neighbors=45",
+        "LFMSimilarity: n_basis=50",
+    ]
+    metric.reset()
+    metric.update(x[:2], y[:2])
+    with pytest.raises(ValueError, match=r"LFMSimilarity must have at least 3 rows.*got 2"):
+        metric.compute()
+    with pytest.raises(ValueError, match="n_basis must be a positive int"):
+        LFMSimilarity(n_basis=0)

@@ -365,3 +365,24 @@ def test_without_matplotlib_the_history_is_written_all_the_same(
         monitor.save()
     assert (tmp_path / "history.csv").stat().st_size > 0
     assert [path.name for path in monitor.save(figures=False)] == ["history.json", "history.csv"]
+
+
+def test_sizes_that_the_probe_has_no_samples_for_are_cut() -> None:
+    monitor = Monitor(Network().eval(), PROBE, layers=LAYERS, reference="initial", n_basis=300)
+    with pytest.warns(lfm.LFMWarning, match="Monitor: n_basis=300 does not fit 80 rows") as caught, monitor:
+        monitor.step()
+    assert len(caught) == 1
+    assert monitor.settings.n_basis == json.loads(monitor._json())["settings"]["n_basis"] == 79
+    with Monitor(Network().eval(), PROBE[:40], layers=LAYERS, measures="heat") as monitor:
+        assert monitor._tracker.last["0"].basis.n_basis == 10  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="at least 3 rows"), Monitor(Network(), PROBE[:2], layers=LAYERS):
+        pass
+
+
+def test_a_measure_by_another_name() -> None:
+    alert = Alert("cka", below=2.0)
+    with Monitor(Network(), PROBE, layers="0", measures="cka", reference="initial", alerts=[alert]) as monitor:
+        point = monitor.step()
+    assert point is not None
+    assert [event.measure for event in point.events] == ["linear_cka"]
+    assert torch.equal(monitor.layer_matrix("cka"), monitor.layer_matrix("linear_cka"))  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ def _planned(arguments: argparse.Namespace, source: Source) -> int:
     directory = arguments.store or arguments.out / "store"
     store = Store(directory).open() if (directory / INDEX).exists() and not arguments.no_store else None
     names = ("n_neighbors", "n_basis", "metric", "weights")
-    found = plan(source, Settings(tuple(measures_of(arguments)), *(getattr(arguments, name) for name in names)), store)
+    found = plan(source, Settings(measures_of(arguments), *(getattr(arguments, name) for name in names)), store)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     elif not arguments.quiet:

@@ -46,7 +46,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     names = f"all, or among {', '.join(MEASURES)}"
     parser.add_argument("--measures", nargs="+", default=list(DEFAULT_MEASURES), metavar="NAME", help=names)
     parser.add_argument("--n-neighbors", type=int, metavar="K", help="of each sample (15%% of them, at most 300)")
-    parser.add_argument("--n-basis", type=int, default=50, metavar="M", help="eigenvectors per space (50)")
+    parser.add_argument(
+        "--n-basis", type=int, metavar="M", help="eigenvectors per space (a quarter of the samples, at most 50)"
+    )
     parser.add_argument("--metric", default="angular", help=f"{', '.join(METRICS)} (angular)")
     parser.add_argument("--weights", default="gaussian", help=f"{', '.join(WEIGHTS)} (gaussian)")
 
@@ -58,11 +60,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def measures_of(arguments: argparse.Namespace) -> list[str]:
+def measures_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Names of the measures asked for; "all" stands for every one."""
-    measures: list[str] = list(MEASURES) if arguments.measures == ["all"] else arguments.measures
-    check_measures(measures)
-    return measures
+    return tuple(MEASURES) if arguments.measures == ["all"] else check_measures(arguments.measures)
 
 
 def make_writable(directory: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
+from lfm_torch.basis import default_n_basis
 from lfm_torch.cli.options import OK, add_settings, measures_of
 from lfm_torch.measures import MEASURES
 from lfm_torch.pipeline import similarity
@@ -54,7 +55,8 @@ def _pair_values(arguments: argparse.Namespace, x: Tensor, y: Tensor) -> dict[st
     names = ("n_neighbors", "n_basis", "metric", "weights")
     settings: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     # halves need more samples than eigenvectors
-    n_splits = 10 if len(x) // 2 > arguments.n_basis + 1 else 0
+    n_basis = default_n_basis(len(x)) if arguments.n_basis is None else arguments.n_basis
+    n_splits = 10 if len(x) // 2 > n_basis + 1 else 0
     measures = measures_of(arguments)
     dtype = torch.promote_types(x.dtype, y.dtype)
     x, y = x.to(dtype), y.to(dtype)

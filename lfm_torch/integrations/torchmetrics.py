@@ -12,7 +12,7 @@ from lfm_torch import _checks
 from lfm_torch.graph import Weights
 from lfm_torch.measures import check_measures
 from lfm_torch.neighbors import Metric
-from lfm_torch.pipeline import similarity
+from lfm_torch.pipeline import check_sizes, similarity, sizes_for_batch
 
 try:
     import torchmetrics
@@ -29,7 +29,9 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
     Args:
         measures: One name, for a scalar, or several, for a dict: see :func:`similarity`.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
-        n_basis: Eigenvectors per space, less than the samples.
+        n_basis: Eigenvectors per space; None takes a quarter of the samples, at most 50. A number that there are no
+            samples for (Lightning's sanity check stops after two batches) is cut to what fits, with a warning; so is
+            ``n_neighbors``.
         metric: Metric of the graphs, see :func:`knn`.
         weights: Edge weights, see :func:`build_graph`.
         **kwargs: Of ``torchmetrics.Metric``.
@@ -59,16 +61,22 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
         measures: str | Sequence[str] = "heat",
         *,
         n_neighbors: int | None = None,
-        n_basis: int = 50,
+        n_basis: int | None = None,
         metric: Metric = "angular",
         weights: Weights = "gaussian",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.names = [measures] if isinstance(measures, str) else list(measures)
-        check_measures(self.names)
+        self.names = check_measures(measures)
         self.scalar = isinstance(measures, str)
-        self.settings = {"n_neighbors": n_neighbors, "n_basis": n_basis, "metric": metric, "weights": weights}
+        check_sizes(n_neighbors, n_basis)
+        self.settings: dict[str, Any] = {
+            "n_neighbors": n_neighbors,
+            "n_basis": n_basis,
+            "metric": metric,
+            "weights": weights,
+        }
+        self._told: set[str] = set()
         self.add_state("x", default=[], dist_reduce_fx="cat")
         self.add_state("y", default=[], dist_reduce_fx="cat")
 
@@ -95,5 +103,8 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
             raise ValueError("x and y must have at least one batch before compute(), got none; call update()")
         x, y = (rows if isinstance(rows, Tensor) else torch.cat(rows) for rows in (self.x, self.y))
         dtype = torch.promote_types(x.dtype, y.dtype)
-        found = similarity(x.to(dtype), y.to(dtype), measures=self.names, **self.settings)  # type: ignore[arg-type]
+        sizes = (self.settings["n_neighbors"], self.settings["n_basis"])
+        n_neighbors, n_basis = sizes_for_batch(type(self).__name__, len(x), *sizes, self._told)
+        settings = {**self.settings, "n_neighbors": n_neighbors, "n_basis": n_basis}
+        found = similarity(x.to(dtype), y.to(dtype), measures=self.names, **settings)
         return found[self.names[0]] if self.scalar else found

@@ -49,7 +49,7 @@ def bases_of(points: Sequence[Tensor], settings: Settings, *, room: int | None =
     taken = 0
     for x in points:
         graph = _graph_of(x, settings)
-        size = 0 if isinstance(graph, Exception) else _bytes_of(graph, settings.n_basis)
+        size = 0 if isinstance(graph, Exception) else _bytes_of(graph, settings.basis_of(graph.n_nodes))
         if waiting and taken + size > room:
             yield from _together(waiting, settings)
             waiting, taken = [], 0

@@ -87,6 +87,7 @@ class Pairs:
         number = {content: i for i, content in enumerate(order)}
         self._places = np.array([number[entry.dtype, entry.contents[kind]] for entry in reduced])
         self._counts = np.bincount(self._places)
+        self.n = reduced[0].n
         n = len(order)
         self._numbers = np.arange(n)
         self.values = {name: np.full((n, n), np.nan, dtype) for name in measures}
@@ -170,7 +171,8 @@ def _rectangles(wanted: Array) -> Iterator[tuple[Array, Array]]:
 
 def _computed(job: Job, store: Store | None, engine: Engine, pairs: Pairs) -> Iterator[tuple[int, list[Failure]]]:
     columns = _COLUMNS[torch.device(job.device).type]
-    blocks = list(pairs.blocks(max(1, columns // job.settings.n_basis) if pairs.kind == "basis" else _STATES))
+    in_group = max(1, columns // job.settings.basis_of(pairs.n)) if pairs.kind == "basis" else _STATES
+    blocks = list(pairs.blocks(in_group))
     with Waiting(None if store is None else store.pairs.write) as waiting:
         for index, (found, failed) in engine.run(job, [placed.block for placed in blocks]):
             done, stored = pairs.place(blocks[index], found)

@@ -70,7 +70,7 @@ def plan(source: Source, settings: Settings, store: Store | None) -> Plan:
     each = sum(seconds) / len(seconds) if seconds else _seconds_of_a_basis(samples, settings)
     threads = torch.get_num_threads() if source.device == "cpu" else 1
     duration = (missing * each + pairs * _seconds_of_a_pair(samples, settings)) / threads
-    size = missing * 4 * settings.n_basis * (samples + 1) if settings.map_measures else 0
+    size = missing * 4 * settings.basis_of(samples) * (samples + 1) if settings.map_measures else 0
     return Plan(len(source), total, stored, pairs, samples, duration, size, tuple(problems))
 
 
@@ -89,7 +89,7 @@ def _seconds_of_a_basis(n: int, settings: Settings) -> float:
     trial = min(n, _TRIAL)
     neighbors = None if settings.n_neighbors is None else min(settings.n_neighbors, trial - 1)
     x = torch.randn(trial, _TRIAL_WIDTH, generator=torch.Generator().manual_seed(0))
-    n_basis = min(settings.n_basis, trial - 1)
+    n_basis = min(settings.basis_of(n), trial - 1)
 
     def reduce() -> None:
         representation_basis(
@@ -102,8 +102,9 @@ def _seconds_of_a_basis(n: int, settings: Settings) -> float:
 def _seconds_of_a_pair(n: int, settings: Settings) -> float:
     """Time a small block of maps and their readings, for one pair."""
     trial, side, times = min(n, _TRIAL), 8, 3
-    evecs = torch.randn(side, settings.n_basis, trial, generator=torch.Generator().manual_seed(0))
-    evals = torch.zeros(side, settings.n_basis)
+    m = settings.basis_of(n)
+    evecs = torch.randn(side, m, trial, generator=torch.Generator().manual_seed(0))
+    evals = torch.zeros(side, m)
 
     def compare() -> None:
         for _ in range(times):

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch.basis import default_n_basis
 from lfm_torch.graph import Weights
 from lfm_torch.jobs.fingerprints import digest, library_digest
 from lfm_torch.jobs.store import content_digest
 from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
-from lfm_torch.neighbors import Metric
+from lfm_torch.neighbors import Metric, default_n_neighbors
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Settings:
 
     measures: tuple[str, ...]
     n_neighbors: int | None
-    n_basis: int
+    n_basis: int | None
     metric: Metric
     weights: Weights
 
@@ -45,13 +46,22 @@ class Settings:
         """The measures that read pieces of a kind."""
         return self.map_measures if kind == "basis" else [kind]
 
+    def neighbors_of(self, n: int) -> int:
+        """Neighbours in the graphs of ``n`` samples."""
+        return default_n_neighbors(n) if self.n_neighbors is None else self.n_neighbors
+
+    def basis_of(self, n: int) -> int:
+        """Eigenvectors of the spaces of ``n`` samples."""
+        return default_n_basis(n) if self.n_basis is None else self.n_basis
+
     def check_against(self, n: int) -> None:
         """Raise ValueError where ``n`` samples are too few."""
         if n < 2:
             raise ValueError(f"representations must have at least 2 rows, got {n}")
         if self.map_measures:
-            _checks.check_range("n_basis", self.n_basis, 1, n - 1, f"less than the {n} samples")
-            if "lfm" in self.measures and self.n_basis < 2:
+            n_basis = self.basis_of(n)
+            _checks.check_range("n_basis", n_basis, 1, n - 1, f"less than the {n} samples")
+            if "lfm" in self.measures and n_basis < 2:
                 raise ValueError("n_basis must be at least 2 for 'lfm', which leaves the constant function out, got 1")
             if self.n_neighbors is not None:
                 _checks.check_range("n_neighbors", self.n_neighbors, 1, n - 1, f"there are {n} samples")
@@ -60,6 +70,7 @@ class Settings:
         """Name the piece of a representation with this identity, which stands for its values."""
         if kind != "basis":
             return digest("state", kind, identity, library_digest())
+        # a number that is None follows from the samples, which the identity stands for
         graph = (self.n_neighbors, self.n_basis, self.metric, self.weights)
         return digest("basis", identity, *graph, library_digest())
 

@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from lfm_torch.measures import full_name
+
 Scores = Mapping[str, Mapping[str, float]]
 
 
@@ -48,6 +50,7 @@ class Alert:
             raise ValueError(f"below or above must be given, one of them, got {self.below} and {self.above}")
         if self.patience < 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")
+        object.__setattr__(self, "measure", full_name(self.measure))
 
     @classmethod
     def drift(cls, *, below: float = 0.5, measure: str = "heat", layers: str = "*", stop: bool = False) -> Alert:

@@ -27,7 +27,7 @@ from lfm_torch._precision import outside_autocast
 from lfm_torch._probe import is_sharded, unwrapped
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.graph import Weights
-from lfm_torch.measures import check_measures
+from lfm_torch.measures import check_measures, full_name
 from lfm_torch.neighbors import Metric
 from lfm_torch.representation import POOLINGS, Layers, Pooling, activations, as_batches, resolve_layers
 from lfm_torch.state_dicts import fitting_weights
@@ -48,6 +48,7 @@ _SPACE_OPTIONS = ("n_neighbors", "n_basis", "metric", "weights")
 class ProbeOptions(TypedDict, total=False):
     """How the probe is run and reduced: the options of :func:`extract`, :func:`build_graph` and the basis.
 
+    Numbers of neighbours and eigenvectors that the probe has no samples for are cut to what it has, with a warning.
     ``mode`` says which score is "best" ("min" or "max"); ``background`` whether graphs and bases are made in a thread
     of their own (see :class:`Monitor`).
     """
@@ -55,7 +56,7 @@ class ProbeOptions(TypedDict, total=False):
     pooling: Pooling
     batch_size: int
     n_neighbors: int | None
-    n_basis: int
+    n_basis: int | None
     metric: Metric
     weights: Weights
     mode: Literal["min", "max"]
@@ -65,7 +66,7 @@ class ProbeOptions(TypedDict, total=False):
 class MonitorOptions(ProbeOptions, total=False):
     """What a callback hands on to its :class:`Monitor`."""
 
-    measures: Sequence[str]
+    measures: str | Sequence[str]
     alerts: Sequence[Alert]
     on_event: OnEvent | None
     on_error: Literal["warn", "raise"]
@@ -94,7 +95,7 @@ class Monitor:
         reference: What to compare to: "previous" (the last measurement), "initial" (the first), "best" (the one with
             the best ``score`` so far, see ``mode``), a checkpoint file of the model, a module with the same layers, or
             representations ``{layer: [n, d]}``.
-        measures: Names of measures, see :func:`similarity`.
+        measures: One name or several, as in :func:`similarity`.
         every: :meth:`step` measures at every so many calls.
         alerts: Thresholds, see :class:`Alert`.
         on_event: Called on rank zero with every :class:`Event`; True ends the training (``should_stop``).
@@ -133,7 +134,7 @@ class Monitor:
         *,
         layers: Layers,
         reference: Reference = "previous",
-        measures: Sequence[str] = ("heat", "overlap", "lfm"),
+        measures: str | Sequence[str] = ("heat", "overlap", "lfm"),
         every: int = 1,
         alerts: Sequence[Alert] = (),
         on_event: OnEvent | None = None,
@@ -145,7 +146,7 @@ class Monitor:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         for name in options:
             _checks.check_choice("an option", name, ProbeOptions.__annotations__)
-        check_measures(measures)
+        names = check_measures(measures)
         _checks.check_choice("on_error", on_error, ("warn", "raise"))
         _checks.check_range("every", every, 1, 2**62, "a number of calls")
         mode, self._pooling = options.get("mode", "min"), options.get("pooling", "mean")
@@ -154,7 +155,7 @@ class Monitor:
         self._batch_size, self._background = options.get("batch_size", 256), options.get("background")
         as_batches(probe, self._batch_size)
         given = {name: options[name] for name in _SPACE_OPTIONS if name in options}  # type: ignore[literal-required]
-        self.settings = SpaceSettings(tuple(measures), **given)
+        settings = SpaceSettings(names, **given)
         self.model, self.probe, self.every = model, probe, every
         self.layers = resolve_layers(model, layers)
         self.on_event, self.on_error = on_event, on_error
@@ -162,7 +163,7 @@ class Monitor:
         self.history: list[Point] = []
         self.chance: Chance = {}
         self.should_stop = False
-        self._tracker = Tracker(self.settings, reference, self.layers, mode, alerts)
+        self._tracker = Tracker(settings, reference, self.layers, mode, alerts)
         self._steps = 0
         self._last_step: int | None = None
         self._pending: Callable[[], tuple[Point, Chance]] | None = None
@@ -170,6 +171,11 @@ class Monitor:
 
     def __repr__(self) -> str:
         return f"Monitor({len(self.layers)} layers, {len(self.history)} points, reference {self.reference_name!r})"
+
+    @property
+    def settings(self) -> SpaceSettings:
+        """How layers become spaces, and which measures are taken."""
+        return self._tracker.settings
 
     @property
     def reference_name(self) -> str:
@@ -283,6 +289,7 @@ class Monitor:
     @outside_autocast
     def layer_matrix(self, measure: str) -> Tensor | None:
         """Layers against layers at the last measurement; None on ranks that hold no bases, and before the first."""
+        measure = full_name(measure)
         last, compare = self._tracker.last, self.settings.compare
         spaces = [last[layer] for layer in self.layers if layer in last]
         if not spaces:

@@ -16,7 +16,7 @@ from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graph import Weights
 from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.neighbors import Metric
-from lfm_torch.pipeline import representation_basis
+from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
 from lfm_torch.similarity import Maps, heat_overlap
 
 # Residuals a hundred times the solver's default. The error of a score goes with their square: on CIFAR-10 layers it is
@@ -33,9 +33,17 @@ class SpaceSettings:
 
     measures: tuple[str, ...] = ("heat", "overlap", "lfm")
     n_neighbors: int | None = None
-    n_basis: int = 50
+    n_basis: int | None = None
     metric: Metric = "angular"
     weights: Weights = "gaussian"
+
+    def __post_init__(self) -> None:
+        check_sizes(self.n_neighbors, self.n_basis)
+
+    def for_rows(self, n: int, told: set[str]) -> SpaceSettings:
+        """Settings that fit ``n`` rows, see :func:`sizes_for_batch`."""
+        n_neighbors, n_basis = sizes_for_batch("Monitor", n, self.n_neighbors, self.n_basis, told)
+        return replace(self, n_neighbors=n_neighbors, n_basis=n_basis)
 
     def reduce(self, x: Tensor, warm_start: Space | None = None) -> Space:
         """Reduce points ``[n, d]``.

@@ -76,6 +76,7 @@ class Tracker:
         self.best: float | None = None
         self.chance: Chance = {}
         self._stream: Any = None
+        self._told: set[str] = set()
 
     @property
     def needs_reference(self) -> bool:
@@ -88,7 +89,7 @@ class Tracker:
         missing = [layer for layer in self.layers if layer not in found]
         if missing:
             raise ValueError(f"reference must have the layers {self.layers}, got none of {missing}")
-        self.references = {layer: self.settings.reduce(found[layer]) for layer in self.layers}
+        self.references = {layer: self._reduced(found[layer]) for layer in self.layers}
 
     @torch.no_grad()
     @outside_autocast
@@ -142,13 +143,17 @@ class Tracker:
         scores["dimension"] = dimension(x)
         if scores["dimension"] == 0:
             raise ValueError("the representation must have rows that differ, got equal ones throughout (collapsed)")
-        space = self.settings.reduce(x, self.last.get(layer))
+        space = self._reduced(x, self.last.get(layer))
         if space.basis is not None:
             scores["components"] = float(space.basis.n_components)
         reference = self.last if self.reference == "previous" else self.references
         if layer in reference:
             scores |= self.settings.compare(reference[layer], space)
         self.last[layer] = space
+
+    def _reduced(self, x: Tensor, warm_start: Space | None = None) -> Space:
+        self.settings = self.settings.for_rows(len(x), self._told)
+        return self.settings.reduce(x, warm_start)
 
     def _move_reference(self, moment: Moment) -> None:
         if self.reference == "initial" and not self.references:
