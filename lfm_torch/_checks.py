@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
+from torch.masked import MaskedTensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # what wrong input raises: the message alone says it all
@@ -17,30 +19,49 @@ def check_points(name: str, x: object) -> Tensor:
     """Return ``x`` as a tensor ``[..., n, d]`` of finite floating-point values, or raise.
 
     Raises:
-        TypeError: ``x`` is not a tensor, or not floating point.
+        TypeError: ``x`` is not a dense tensor, or not floating point.
         ValueError: fewer than two dimensions, an empty one, or a value that is not finite (the first bad row is named).
     """
+    return measured_points(name, x)[0]
+
+
+def measured_points(name: str, x: object) -> tuple[Tensor, float]:
+    """Check as :func:`check_points` does; return also the largest magnitude, which the check has seen anyway."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    check_dense(name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() < 2:
         raise ValueError(f"{name} must have shape [..., n, d], got {list(x.shape)}")
     if x.numel() == 0:
         raise ValueError(f"{name} must have shape [..., n, d] without empty dimensions, got {list(x.shape)}")
-    check_finite(name, x)
-    return x
+    return x, check_finite(name, x)
 
 
-def check_finite(name: str, x: Tensor) -> None:
-    """Raise ValueError naming the first row of ``x [..., n, d]`` that holds NaN or infinity."""
-    # a sum is finite unless a term is not (or it overflows): one pass, and the exact look only when it is suspicious
-    wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    if bool(x.detach().sum(dtype=wide).isfinite()):
-        return
+def check_dense(name: str, x: Tensor) -> None:
+    """Raise TypeError for a tensor that has not one number for every place, and say how to get one that has."""
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one; join its parts and give batch")
+    if isinstance(x, MaskedTensor):
+        raise TypeError(f"{name} must be a dense tensor, got a masked one; take {name}.to_tensor(value)")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got the layout {x.layout}; take {name}.to_dense()")
+    if x.is_quantized:
+        raise TypeError(f"{name} must be a dense tensor, got {x.dtype}; take {name}.dequantize()")
+
+
+def check_finite(name: str, x: Tensor) -> float:
+    """Raise ValueError naming the first row of ``x [..., n, d]`` that holds NaN or infinity.
+
+    Returns:
+        The largest magnitude.
+    """
+    # one pass, which NaN comes through; the exact look only where something is wrong
+    largest = float(torch.stack(torch.aminmax(x.detach())).abs().amax())
+    if math.isfinite(largest):
+        return largest
     bad = ~x.detach().isfinite()
-    if not bool(bad.any()):
-        return
     where = bad.nonzero()[0].tolist()
     row, value = where[:-1], x.detach()[tuple(where)].item()
     at = f"row {row[0]}" if len(row) == 1 else f"row {row[-1]} of batch entry {row[:-1]}"

@@ -2,6 +2,9 @@
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class LFMWarning(UserWarning):
@@ -14,6 +17,29 @@ def warn(message: str) -> None:
     while frame.f_back is not None and _package(frame.f_globals) in ("lfm_torch", "torch"):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, LFMWarning, stacklevel=level)
+
+
+_collected: ContextVar[list[str] | None] = ContextVar("lfm_torch_notes", default=None)
+
+
+def note(message: str) -> None:
+    """Give a warning about the user's data, or keep it for whoever is :func:`collecting` what is to be said."""
+    notes = _collected.get()
+    if notes is None:
+        warn(message)
+    elif message not in notes:
+        notes.append(message)
+
+
+@contextmanager
+def collecting() -> Iterator[list[str]]:
+    """Keep the notes of this thread in a list: for workers, whose results carry them, and to say a name with them."""
+    notes: list[str] = []
+    token = _collected.set(notes)
+    try:
+        yield notes
+    finally:
+        _collected.reset(token)
 
 
 def _package(scope: dict[str, object]) -> str:

@@ -103,8 +103,7 @@ class LFMAlignmentLoss(_AlignmentLoss):
         n_basis: Eigenvectors per space; None takes a quarter of the rows of a batch, at most 32. A number that a batch
             has no rows for (the last of an epoch) is cut to what it has, with a warning.
         n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300; else as ``n_basis``.
-        metric: Metric of the graphs, see :func:`lfm_torch.knn`. "angular" refuses rows that are all zero (a dead
-            ReLU); "euclidean" takes them.
+        metric: Metric of the graphs, see :func:`lfm_torch.knn`.
         weights: Edge weights, see :func:`lfm_torch.build_graph`.
         reading: Which measure of the map; of a distance ("orthogonality_error", ...) the loss is its value. "heat" and
             "overlap" do not depend on the basis chosen inside a repeated eigenvalue; "lfm" does, and has no gradient
@@ -186,8 +185,7 @@ class DirichletAlignmentLoss(_AlignmentLoss):
         n_basis: Eigenvectors of the target; None takes a quarter of the rows of a batch, at most 32. A number that a
             batch has no rows for (the last of an epoch) is cut to what it has, with a warning.
         n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300; else as ``n_basis``.
-        metric: Metric of the graphs, see :func:`lfm_torch.knn`. "angular" refuses rows that are all zero (a dead
-            ReLU); "euclidean" takes them.
+        metric: Metric of the graphs, see :func:`lfm_torch.knn`.
         weights: Edge weights, see :func:`lfm_torch.build_graph`.
 
     Raises:

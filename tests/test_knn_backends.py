@@ -49,6 +49,21 @@ def test_an_approximate_backend_tells_its_recall(backend: str) -> None:
         assert found.recall < 1  # a tenth of the cells is not all
 
 
+@pytest.mark.parametrize("backend", ["faiss", "faiss_hnsw", "torch_cluster"])
+def test_rows_of_zeros_have_their_place_in_other_packages(backend: Any) -> None:
+    need("torch_cluster" if backend == "torch_cluster" else "faiss")
+    x = torch.randn(200, 12).abs()  # no angle above 90 degrees: those to rows of zeros are the largest
+    x[::40] = 0
+    with pytest.warns(lfm.LFMWarning, match="5 of 200 rows are zero"):
+        found = lfm.knn(x, n_neighbors=9, metric="angular", backend=backend)
+    assert found.indices[40].tolist() == list(range(9))
+    assert found.indices[0].tolist() == list(range(1, 10))
+    torch.testing.assert_close(found.distances[::40], torch.full((5, 9), 2**0.5))
+    others = torch.arange(200) % 40 != 0
+    assert not bool((found.indices[others] % 40 == 0).any())
+    assert backend != "faiss_hnsw" or found.recall > 0.5  # type: ignore[attr-defined]
+
+
 def test_faiss_leaves_a_point_out_by_identity() -> None:
     need("faiss")
     x = torch.randn(5, 3).repeat(8, 1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.masked import masked_tensor
 
 import lfm_torch as lfm
 from lfm_torch.neighbors import default_n_neighbors
@@ -207,6 +211,124 @@ def test_knn_gradient(metric: str) -> None:
     assert torch.autograd.gradcheck(lambda x, y: lfm.knn(x, y, n_neighbors=4, metric=metric).distances, (x, y))
 
 
+@settings(max_examples=30)
+@given(
+    metric=st.sampled_from(["cosine", "angular"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    scale=st.sampled_from([1e-44, 1e-30, 1.0, 1e20, 1e37]),
+    share=st.sampled_from([0.05, 0.5, 0.95]),
+    form=st.sampled_from(["one set", "two sets", "ragged", "ragged with y"]),
+    backend=st.sampled_from(["auto", "reference"]),
+    seed=st.integers(0, 2**31),
+)
+def test_rows_of_zeros_are_orthogonal_to_all(
+    metric: str, dtype: torch.dtype, scale: float, share: float, form: str, backend: str, seed: int
+) -> None:
+    """As if each had a dimension of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    n, d, k = 41, 5, 7
+    x, y = (torch.randn(n, d, generator=generator, dtype=torch.float64).mul(scale).to(dtype) for _ in range(2))
+    dead = torch.rand(2, n, generator=generator) < share
+    dead[:, [3, 30]] = False  # one that is not, in each part
+    for points, zero in ((x, dead[0]), (y, dead[1])):
+        points[zero] = 0
+    unit = torch.zeros(2 * n, d + 2 * n, dtype=torch.float64)
+    unit[:, :d] = torch.cat([x, y]) / max(scale, 1e-44)
+    unit[:, d:] = torch.diag(dead.flatten().double())
+    other = y if form in ("two sets", "ragged with y") else None
+    columns = unit[n:] if other is not None else unit[:n]
+    parts = [slice(0, 20), slice(20, n)] if "ragged" in form else [slice(0, n)]
+    batch = None if len(parts) == 1 else torch.tensor([0, 20, n])
+    offsets = {"batch": batch, "batch_y": batch if other is not None else None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lfm.LFMWarning)
+        found = lfm.knn(x, other, n_neighbors=k, metric=metric, backend=backend, **offsets)
+        x.requires_grad_()
+        recorded = lfm.knn(x, other, n_neighbors=k, metric=metric, backend=backend, **offsets)
+    assert torch.equal(found.indices, recorded.indices)
+    assert torch.equal(found.distances, recorded.distances.detach())
+    for part in parts:
+        own = None if other is None else columns[part].numpy()
+        table = oracles.distances(unit[:n][part].numpy(), columns[part].numpy(), metric)
+        wanted = oracles.knn(unit[:n][part].numpy(), own, k, metric)[1]
+        eps = 1e-2 if scale < 1e-40 and dtype == torch.float32 else 1e-6
+        np.testing.assert_allclose(found.distances[part].double().numpy(), wanted, rtol=eps, atol=1e-7)
+        local = (found.indices[part] - part.start).numpy()
+        np.testing.assert_allclose(np.take_along_axis(table, local, 1), wanted, rtol=eps, atol=1e-7)
+        for row in range(part.start, part.stop):
+            if dead[0, row]:
+                others = [i for i in range(part.start, part.stop) if other is not None or i != row]
+                assert found.indices[row].tolist() == others[:k]
+    recorded.distances.sum().backward()
+    assert x.grad is not None
+    assert not x.grad.isnan().any()
+    assert torch.equal(x.grad[dead[0]], torch.zeros_like(x.grad[dead[0]]))
+
+
+@pytest.mark.parametrize("call", [lambda x: lfm.knn(x, n_neighbors=3, metric="cosine"), lfm.build_graph])
+def test_rows_of_zeros_are_said_once_with_their_number(call: Any) -> None:
+    x = torch.randn(2, 20, 3)
+    x[0, 4] = x[1, 7] = x[1, 8] = 0
+    with pytest.warns(lfm.LFMWarning, match="^3 of 40 rows are zero") as said:
+        call(x)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lfm.knn(x, n_neighbors=3)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "angular"])
+def test_rows_of_zeros_leave_the_gradient_of_the_others(metric: str) -> None:
+    x = torch.randn(30, 4, dtype=torch.float64)
+    with_zeros = torch.cat([x, torch.zeros(1, 4)]).requires_grad_()
+    x.requires_grad_()
+    # so few neighbours that none of them is the row of zeros
+    lfm.knn(x, n_neighbors=5, metric=metric).distances.square().sum().backward()
+    with pytest.warns(lfm.LFMWarning, match="1 of 31"):
+        found = lfm.knn(with_zeros, n_neighbors=5, metric=metric)
+    found.distances.square().sum().backward()
+    assert x.grad is not None
+    assert with_zeros.grad is not None
+    torch.testing.assert_close(with_zeros.grad[:30], x.grad)
+
+
+@pytest.mark.parametrize("kind", ["normal", "one large column", "duplicates", "grid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", METRICS)
+def test_values_do_not_depend_on_whether_a_gradient_is_asked_for(metric: str, dtype: torch.dtype, kind: str) -> None:
+    x, y = torch.randn(200, 9, dtype=dtype), torch.randn(150, 9, dtype=dtype)
+    if kind == "one large column":
+        x[:, 0] *= 1e6
+    elif kind == "duplicates":
+        x = x[torch.randint(0, 60, (200,))]
+    elif kind == "grid":
+        x = x.round() + 0.5
+    for other in (None, y):
+        plain = lfm.knn(x, other, n_neighbors=60, metric=metric)
+        recorded = lfm.knn(x.clone().requires_grad_(), other, n_neighbors=60, metric=metric)
+        assert torch.equal(plain.indices, recorded.indices)
+        assert torch.equal(plain.distances, recorded.distances.detach())
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-20, 1e20, 1e30, 1e37])
+@pytest.mark.parametrize("metric", ["euclidean", "angular", "cosine"])
+def test_gradients_at_any_scale(metric: str, scale: float, between: bool) -> None:
+    points = [(torch.randn(n, 5) * scale) for n in (12, 9)]
+
+    def gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        x, y = (part.to(dtype).requires_grad_() for part in points)
+        found = lfm.knn(x, y if between else None, n_neighbors=3, metric=metric).distances
+        # of a size near 1 whatever the scale
+        value = (found / scale if metric == "euclidean" else found).sum()
+        return [grad.double() * scale for grad in torch.autograd.grad(value, (x, y) if between else (x,))]
+
+    for single, double in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert bool(single.isfinite().all())
+        torch.testing.assert_close(single, double, rtol=1e-4, atol=1e-5)
+
+
 def test_knn_gradient_at_duplicates_is_finite() -> None:
     x = torch.ones(5, 2, requires_grad=True)
     lfm.knn(x, n_neighbors=2).distances.sum().backward()
@@ -214,6 +336,13 @@ def test_knn_gradient_at_duplicates_is_finite() -> None:
     assert torch.equal(x.grad, torch.zeros(5, 2))
 
 
+def quantized(x: torch.Tensor) -> torch.Tensor:
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Sparse CSR", "ignore:.*nested tensors", "ignore:.*MaskedTensors", "ignore:.*quantize"
+)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -234,10 +363,19 @@ def test_knn_gradient_at_duplicates_is_finite() -> None:
             "got -inf in row 6",
         ),
         (
-            lambda x: lfm.knn(x.index_fill(0, torch.tensor(5), 0), n_neighbors=2, metric="angular"),
+            lambda x: lfm.knn(0 * x, n_neighbors=2, metric="angular"),
             ValueError,
-            "zero in row 5",
+            "x must have rows that are not zero under the metrics 'cosine' and 'angular', got nothing but zeros",
         ),
+        (lambda x: lfm.knn(x, 0 * x, n_neighbors=2, metric="cosine"), ValueError, "y must have rows that are not zero"),
+        (lambda x: lfm.knn(x.to_sparse(), n_neighbors=2), TypeError, r"layout torch.sparse_coo; take x.to_dense\(\)"),
+        (lambda x: lfm.knn(x.to_sparse_csr(), n_neighbors=2), TypeError, "got the layout torch.sparse_csr"),
+        (lambda x: lfm.knn(x.to_mkldnn(), n_neighbors=2), TypeError, "got the layout torch._mkldnn"),
+        (lambda x: lfm.knn(x, x.to_sparse(), n_neighbors=2), TypeError, r"y must be .* take y.to_dense\(\)"),
+        (lambda x: lfm.knn(torch.nested.nested_tensor([x, x[:3]]), n_neighbors=2), TypeError, "got a nested one"),
+        (lambda x: lfm.knn(masked_tensor(x, x > 0), n_neighbors=2), TypeError, "got a masked one"),
+        (lambda x: lfm.knn(x.to(torch.complex64), n_neighbors=2), TypeError, "got torch.complex64"),
+        (lambda x: lfm.knn(quantized(x), n_neighbors=2), TypeError, r"got torch.qint8; take x.dequantize\(\)"),
     ],
 )
 def test_bad_input(call: object, error: type[Exception], message: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfm_torch.ops.knn import unit_rows
+
 try:
     import faiss
 except ImportError as error:
@@ -53,8 +55,8 @@ def search(x: Tensor, y: Tensor | None, k: int, metric: str, kind: str) -> tuple
 
 
 def _as_array(x: Tensor, unit: bool) -> Any:
-    points = x.detach().float()
-    return (points / points.norm(dim=-1, keepdim=True) if unit else points).cpu().contiguous().numpy()
+    points = x.detach()
+    return (unit_rows(points) if unit else points).float().cpu().contiguous().numpy()
 
 
 def _index(kind: str, points: Any, products: bool) -> Any:
@@ -96,7 +98,7 @@ def _distances(x: Tensor, y: Tensor, indices: Tensor, metric: str) -> Tensor:
         part = slice(start, start + rows)
         a, b = x[part].double().unsqueeze(1), y[indices[part]].double()
         if metric in ("cosine", "angular"):
-            a, b = (p / p.norm(dim=-1, keepdim=True) for p in (a, b))
+            a, b = unit_rows(a), unit_rows(b)
         if metric == "inner_product":
             values[part] = (a * b).sum(-1)
         else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch.graph import Graph
 from lfm_torch.neighbors import Metric, knn, set_offsets
+from lfm_torch.ops.knn import unit_rows
 
 if TYPE_CHECKING:
     import torch_geometric.data
@@ -102,7 +103,7 @@ def cluster_knn(x: Tensor, y: Tensor | None, k: int, metric: str, kind: str) -> 
     if wanted > most:
         raise ValueError(f"n_neighbors must be at most {most - (y is None)} for torch_cluster on CUDA, got {k}")
     if metric != "euclidean":  # its own cosine exists on CUDA only; the order is that of unit rows
-        x, y = x / x.norm(dim=-1, keepdim=True), None if y is None else y / y.norm(dim=-1, keepdim=True)
+        x, y = unit_rows(x), None if y is None else unit_rows(y)
     database = x if y is None else y
     row, column = torch_cluster.knn(database, x, wanted)
     keep = row != column if y is None else torch.ones_like(row, dtype=torch.bool)

@@ -104,9 +104,19 @@ def knn_ragged_reference(
     return indices, distances
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Return ``x / |x|`` row by row, at any scale at which ``x`` is a number; a row of zeros stays as it is."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    # by a power of two first, which is exact: squares then neither overflow nor vanish
+    power = largest / (2 * torch.frexp(largest).mantissa)
+    x = x / torch.where(largest > 0, power, 1.0)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(largest > 0, norm, 1.0)
+
+
 def _prepared(x: Tensor, metric: str) -> Tensor:
     x = x.double()
-    return x / x.norm(dim=-1, keepdim=True) if metric in ("cosine", "angular") else x
+    return unit_rows(x) if metric in ("cosine", "angular") else x
 
 
 def _distances(x: Tensor, y: Tensor, metric: str) -> Tensor:
@@ -198,10 +208,10 @@ def ragged_nearest_neighbors(
 class NeighborDistances(torch.autograd.Function):
     """Distances already found by ``knn``, with their gradient in the points; the choice of neighbours is constant.
 
-    ``kind`` is "euclidean" (gradient ``(x - y) / d``, zero where ``d = 0``) or "inner_product"; ``y`` is None for the
-    neighbours of ``x`` in itself. Then the euclidean gradient is a Laplacian product, ``(D - S) x`` with
-    ``S = C + C^T`` and ``C_ij`` the incoming gradient over the distance. Elsewhere the backward pass walks over row
-    tiles. No ``[n, k, d]`` array exists at once.
+    ``kind`` is "euclidean" (gradient ``(x - y) / d``, zero where ``d = 0``), "cosine" for unit rows (``|x - y|^2 / 2``,
+    gradient ``x - y``) or "inner_product"; ``y`` is None for the neighbours of ``x`` in itself. Then the gradient of
+    the first two is a Laplacian product, ``(D - S) x`` with ``S = C + C^T`` and ``C_ij`` the incoming gradient, divided
+    by the distance for "euclidean". Elsewhere the backward pass walks over row tiles. No ``[n, k, d]`` array exists.
     """
 
     @staticmethod
@@ -218,37 +228,48 @@ class NeighborDistances(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:  # noqa: D102
         x, y, indices, distances = ctx.saved_tensors
         if ctx.kind == "euclidean":
-            grad = torch.where(distances > 0, grad / torch.where(distances > 0, distances, 1.0), 0.0)
-            if y is None:
-                return _spring_forces(x, indices, grad), None, None, None, None
-        grad_x, grad_y = _pulled_back(x, x if y is None else y, indices, grad, ctx.kind)
+            grad = torch.where(distances > 0, grad, 0.0)
+            distances = torch.where(distances > 0, distances, 1.0)
+        else:
+            distances = torch.ones_like(distances)
+        if ctx.kind != "inner_product" and y is None:
+            return _spring_forces(x, indices, grad.double() / distances), None, None, None, None
+        grad_x, grad_y = _pulled_back(x, x if y is None else y, indices, grad, distances, ctx.kind)
         return (grad_x + grad_y, None, None, None, None) if y is None else (grad_x, grad_y, None, None, None)
 
 
 def _spring_forces(x: Tensor, indices: Tensor, c: Tensor) -> Tensor:
-    """``sum_j (c_ij + c_ji) (x_i - x_j)`` over the directed edges: one product with a graph Laplacian."""
+    """``sum_j (c_ij + c_ji) (x_i - x_j)`` over the directed edges: one product with a graph Laplacian.
+
+    In float64, which has room for any c, and keeps what is left between points that nearly coincide.
+    """
+    points = x.double()
     # centred, so that little cancels between the degree term and the sum over neighbours
-    points = (x - x.mean(1, keepdim=True)).flatten(0, 1)
+    points = (points - points.mean(1, keepdim=True)).flatten(0, 1)
     rowptr, col, weight = symmetrize_edges(indices, c, "mean")
     ones = points.new_ones(len(points))
     sums = laplacian_product(rowptr, col, weight, torch.zeros_like(ones), -ones, ones, ones.unsqueeze(1))
-    return laplacian_product(rowptr, col, weight, sums.flatten(), ones, ones, points, a=2.0).view_as(x)
+    forces = laplacian_product(rowptr, col, weight, sums.flatten(), ones, ones, points, a=2.0)
+    return forces.view_as(x).to(x.dtype)
 
 
-def _pulled_back(x: Tensor, y: Tensor, indices: Tensor, c: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+def _pulled_back(
+    x: Tensor, y: Tensor, indices: Tensor, grad: Tensor, distances: Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     rows = max(1, _TILE // (indices.shape[2] * x.shape[2]))
     for b in range(x.shape[0]):
         for start in range(0, x.shape[1], rows):
             part = slice(start, min(start + rows, x.shape[1]))
-            index = indices[b, part]
+            index, c = indices[b, part], grad[b, part]
             neighbors = y[b][index]
-            if kind == "euclidean":
-                flow = c[b, part].unsqueeze(-1) * (x[b, part].unsqueeze(1) - neighbors)
-                grad_x[b, part] = flow.sum(1)
-                flow = -flow
+            if kind == "inner_product":
+                grad_x[b, part] = torch.einsum("nk,nkd->nd", c, neighbors)
+                flow = c.unsqueeze(-1) * x[b, part].unsqueeze(1)
             else:
-                grad_x[b, part] = torch.einsum("nk,nkd->nd", c[b, part], neighbors)
-                flow = c[b, part].unsqueeze(-1) * x[b, part].unsqueeze(1)
+                # the quotient first: it has the size of the gradient whatever the scale
+                away = (neighbors - x[b, part].unsqueeze(1)) / distances[b, part].unsqueeze(-1)
+                flow = c.unsqueeze(-1) * away
+                grad_x[b, part] = -flow.sum(1)
             grad_y[b].index_add_(0, index.flatten(), flow.flatten(0, 1))
     return grad_x, grad_y
