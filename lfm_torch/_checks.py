@@ -98,6 +98,16 @@ def check_range(name: str, value: int, low: int, high: int, why: str) -> None:
         raise ValueError(f"{name} must be between {low} and {high} ({why}), got {value}")
 
 
+def within(value: Tensor, low: float, high: float) -> Tensor:
+    """Return ``value`` with what rounding took out of ``[low, high]`` put at its end; gradients are those of ``value``.
+
+    Half of the digits of the dtype count as rounding. A value farther out is a mistake, and is left as it is.
+    """
+    given = value.detach()
+    excess = given - given.clamp(low, high)
+    return value - torch.where(excess.abs() <= torch.finfo(value.dtype).eps ** 0.5, excess, 0.0)
+
+
 def one_line(error: BaseException, *, typed: bool = False) -> str:
     """Return an error's message on one line, with its type where that is none of ``USER_ERRORS`` or where ``typed``."""
     text = " ".join(str(error).split())

@@ -128,7 +128,7 @@ def map_distortion(fmap: FunctionalMap, basis_y: Basis) -> Distortion:
     # a map onto fewer directions than y has functions leaves the rest at strength 0: full U above
     total = parts.sum(-1)
     lost = (parts * (1 - S.clamp(0, 1)).unsqueeze(-2)).sum(-1)
-    return Distortion(torch.where(total > 0, lost / torch.where(total > 0, total, 1.0), 1.0), S)
+    return Distortion(_checks.within(torch.where(total > 0, lost / torch.where(total > 0, total, 1.0), 1.0), 0, 1), S)
 
 
 @outside_autocast

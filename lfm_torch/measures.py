@@ -17,7 +17,7 @@ from torch import Tensor
 from lfm_torch import _checks, similarity
 from lfm_torch._precision import outside_autocast
 from lfm_torch.baselines import cca, cka, neighbors, regression
-from lfm_torch.baselines.points import Points, State, permute_both, permute_rows, score_inner
+from lfm_torch.baselines.points import Points, State, permute_both, permute_rows, score_inner, score_kernels
 from lfm_torch.baselines.procrustes import prepare_procrustes, score_angular, score_distance
 from lfm_torch.baselines.rsa import prepare_rsa
 from lfm_torch.functional_map import FunctionalMap
@@ -173,7 +173,7 @@ _POINTS = (
         "RBF CKA",
         "Centred kernel alignment with a Gaussian kernel as wide as the median distance: nearer samples weigh more.",
         (0, 1), 1, True, False, _RIGID, "Kornblith et al. 2019, arXiv 1905.00414",
-        prepare=cka.prepare_rbf, score=score_inner, permute=permute_both,
+        prepare=cka.prepare_rbf, score=score_kernels, permute=permute_both,
     ),
     PointMeasure(
         "debiased_cka",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lfm_torch.baselines.points import State, score_inner
+from lfm_torch import _checks
+from lfm_torch.baselines.points import State, score_inner, score_kernels
 from lfm_torch.measures import PointMeasure
 from lfm_torch.ops import inner_products
 from lfm_torch.similarity import Maps
@@ -30,8 +31,8 @@ def score_sides(measure: PointMeasure, x: Sequence[State], y: Sequence[State]) -
 
     On the CPU a value depends on its pair alone, to the last bit, whatever other states there are.
     """
-    if measure.score is score_inner:
-        return _inner_products([state[0] for state in x], [state[0] for state in y])
+    if measure.score in (score_inner, score_kernels):
+        return _checks.within(_inner_products([state[0] for state in x], [state[0] for state in y]), *measure.range)
     values = torch.empty(len(x), len(y), dtype=torch.float64)
     for columns in _alike(y):
         for part in _parts(columns, y[columns[0]]):

@@ -200,6 +200,7 @@ def similarity(
 def distortion(x: Tensor, y: Tensor, **settings: Any) -> Distortion: ...
 @overload
 def distortion(x: FunctionalMap, y: Basis) -> Distortion: ...
+@outside_autocast
 def distortion(x: Tensor | FunctionalMap, y: Tensor | Basis, **settings: Any) -> Distortion:
     """Distortion of each sample of y: the share of the functions around it that does not arrive from x.
 

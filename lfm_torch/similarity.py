@@ -119,15 +119,20 @@ def _decays(evals: Tensor, time: float) -> Tensor:
 
 def lfm(maps: Maps, *, squared: bool = True, symmetric: bool = False, centered: bool = False) -> Tensor:
     """Read :func:`lfm_similarity` from maps."""
-    if centered and min(maps.sizes) < 2:
-        raise ValueError(
-            f"n_basis must be at least 2 where the constant function is left out, got maps of sizes {maps.sizes}"
-        )
+    if centered:
+        _check_rest(maps)
     e = maps.energies(skip=int(centered))
     value = _diagonality(e.on_x, e.off_x, squared)
     if symmetric:
         value = (value + _diagonality(e.on_y, e.off_y, squared)) / 2
     return value
+
+
+def _check_rest(maps: Maps) -> None:
+    if min(maps.sizes) < 2:
+        raise ValueError(
+            f"n_basis must be at least 2 where the constant function is left out, got maps of sizes {maps.sizes}"
+        )
 
 
 def _diagonality(on: Tensor, off: Tensor, squared: bool) -> Tensor:
@@ -145,7 +150,7 @@ def _root(value: Tensor) -> Tensor:
 
 def overlap(maps: Maps) -> Tensor:
     """Read :func:`subspace_overlap` from maps."""
-    return maps.totals().carried / min(maps.sizes)
+    return _checks.within(maps.totals().carried / min(maps.sizes), 0, 1)
 
 
 def heat(maps: Maps, *, time: float = HEAT_TIME) -> Tensor:
@@ -153,7 +158,7 @@ def heat(maps: Maps, *, time: float = HEAT_TIME) -> Tensor:
     if not 0 <= time < math.inf:
         raise ValueError(f"time must be finite and not negative, got {time}")
     own_x, own_y = (decays.square().sum(-1) for decays in maps.decays(time))
-    return maps.totals(time=time).heat / (own_x * own_y).sqrt()
+    return _checks.within(maps.totals(time=time).heat / (own_x * own_y).sqrt(), 0, 1)
 
 
 def orthogonality(maps: Maps) -> Tensor:
@@ -161,7 +166,7 @@ def orthogonality(maps: Maps) -> Tensor:
     e = maps.energies()
     m = min(maps.sizes)
     # of the two Gram matrices the smaller one; their norms are equal
-    return _root(((e.on_x + e.off_x - 2 * e.carried + m) / m).clamp_min(0))
+    return _checks.within(_root(((e.on_x + e.off_x - 2 * e.carried + m) / m).clamp_min(0)), 0, 1)
 
 
 def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
@@ -169,6 +174,7 @@ def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
     e = maps.totals()
     carried, commutator = e.carried, e.commutator
     if centered:
+        _check_rest(maps)
         # what the first functions carry, taken out: a row and a column of every map
         firsts = (maps.C[:, :1], maps.C[..., :1])
         row, column = (first.transpose(1, 2).contiguous().square() for first in firsts)
@@ -177,14 +183,15 @@ def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
         carried = carried - row.sum((-2, -1)) - column.sum((-2, -1)) + both
         sides = (row.squeeze(-2) * gaps[0]).sum(-1) + (column.squeeze(-1) * gaps[1]).sum(-1)
         commutator = commutator - sides + both * gaps[0][..., 0]
-    present = carried > 0
-    return torch.where(present, _root(commutator / torch.where(present, carried, 1.0)), torch.inf)
+    # a difference of sums that is only their rounding is nothing carried
+    present = carried > 8 * torch.finfo(carried.dtype).eps * e.carried
+    return _checks.within(torch.where(present, _root(commutator / torch.where(present, carried, 1.0)), 2.0), 0, 2)
 
 
 def spectral(maps: Maps) -> Tensor:
     """Read :func:`spectral_distance` from maps."""
     m = min(maps.sizes)
-    return _root((maps.evals_x[..., :m] - maps.evals_y[..., :m]).square().mean(-1))
+    return _checks.within(_root((maps.evals_x[..., :m] - maps.evals_y[..., :m]).square().mean(-1)), 0, 2)
 
 
 @outside_autocast
@@ -320,12 +327,15 @@ def commutativity_error(fmap: FunctionalMap, *, centered: bool = False) -> Tenso
     """Mismatch of the eigenvalues that the map connects, ``|Lambda_y C - C Lambda_x|_F / |C|_F``: ``[...]`` in [0, 2].
 
     The root of the mean squared difference between the eigenvalues of functions carried to one another; 0 where the map
-    commutes with the Laplacians, infinite for a map that is zero.
+    commutes with the Laplacians. A map that carries nothing has the largest error there is, 2.
 
     Args:
         fmap: A functional map.
         centered: Leave out the first functions, which unrelated spaces share and which would hide how little else is
             carried.
+
+    Raises:
+        ValueError: ``centered`` with a basis of a single function.
     """
     return _per_map(fmap, commutativity(Maps.of(fmap), centered=centered))
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import lfm_torch as lfm
+from lfm_torch import _checks
+from lfm_torch.baselines import relative_similarity
 from lfm_torch.baselines.points import Points
 from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.report.scales import name_of
-from lfm_torch.similarity import Maps
+from lfm_torch.similarity import Maps, commutativity_error
 
 N, D = 120, 5
 SETTINGS = {"n_neighbors": 15, "n_basis": 12}
@@ -72,6 +74,84 @@ def test_range_closest_value_and_direction(name: str) -> None:
         assert near < far  # why "lfm" leaves the constant function out: noise scores higher than a related space here
     elif measure.paired:
         assert (near < far) if measure.is_distance else (near > far)
+
+
+def hostile(kind: str) -> torch.Tensor:
+    x = randn(48, 6)
+    rows = torch.randint(6, (48,), generator=torch.Generator().manual_seed(0))
+    kinds = {
+        "one-hot codes": lambda: torch.eye(6, dtype=x.dtype)[rows],
+        "rows orthogonal to one another": lambda: torch.eye(48, dtype=x.dtype),
+        "binary codes": lambda: torch.cat([x > 0, x <= 0], 1).to(x.dtype),
+        "duplicates": lambda: x[torch.arange(48) % 16],
+        "rank one": lambda: x[:, :1] @ x[:1],
+        "a constant column": lambda: torch.cat([x, torch.ones_like(x[:, :1])], 1),
+        "two far clusters": lambda: 1e-3 * x + torch.where(rows > 2, 1.0, -1.0).unsqueeze(1),
+        "an outlier": lambda: x * torch.where(torch.arange(48) == 0, 1e6, 1.0).unsqueeze(1),
+        "huge": lambda: 1e30 * x,
+        "tiny": lambda: 1e-30 * x,
+        "more features than rows": lambda: randn(48, 400),
+        "four rows": lambda: x[:4, :3],
+        "four rows, two alike": lambda: x[[0, 1, 1, 2]],
+    }
+    return kinds[kind]()
+
+
+HOSTILE = (
+    "one-hot codes", "rows orthogonal to one another", "binary codes", "duplicates", "rank one", "a constant column",
+    "two far clusters", "an outlier", "huge", "tiny", "more features than rows", "four rows", "four rows, two alike",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_values_stay_in_their_range_on_hostile_input(kind: str, dtype: torch.dtype) -> None:
+    x = hostile(kind).to(dtype)
+    for y in (x, randn(len(x), 5, seed=1).to(dtype), hostile("one-hot codes")[: len(x)].to(dtype)):
+        scores = lfm.similarity(x, y, measures=NAMES, n_basis=min(10, len(x) // 2))
+        for name, score in scores.items():
+            low, high = MEASURES[name].range
+            assert low <= float(score) <= high, name
+
+
+def test_pairs_of_a_comparison_stay_in_their_range() -> None:
+    x = {kind: hostile(kind) for kind in HOSTILE if len(hostile(kind)) == 48}
+    comparison = lfm.compare(x, measures=NAMES, n_basis=10)
+    assert not comparison.failures
+    for name in NAMES:
+        low, high = MEASURES[name].range
+        assert low <= float(comparison.matrix(name).min()) <= float(comparison.matrix(name).max()) <= high, name
+
+
+def test_only_rounding_is_taken_off() -> None:
+    value = torch.tensor([1 + 1e-9, -1e-12, 0.3, 1.5, math.nan], dtype=torch.float64, requires_grad=True)
+    found = _checks.within(value, 0, 1)
+    assert found[:4].tolist() == [1.0, 0.0, 0.3, 1.5]  # far outside is no rounding
+    assert math.isnan(float(found[4]))
+    (slope,) = torch.autograd.grad(found[:4].sum(), value)
+    assert slope.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_samples_orthogonal_to_all_anchors_are_like_one_another() -> None:
+    x = torch.eye(6, dtype=torch.float64)[[0, 1, 1, 0, 2, 0, 1, 0]]
+    x[6] = torch.tensor([1.0, 1, 0, 0, 0, 0], dtype=torch.float64)
+    y = x.clone()
+    y[4] = x[0]
+    anchors = torch.tensor([0, 1])  # sample 4 is orthogonal to both in x, and to one of them in y
+    turned = x @ torch.linalg.qr(randn(6, 6)).Q
+    for same in (x, turned):
+        assert float(relative_similarity(x, same, anchors=anchors)) == pytest.approx(1, abs=1e-12)
+    assert float(relative_similarity(x, y, anchors=anchors)) == pytest.approx(5 / 6, abs=1e-12)
+
+
+def test_a_map_that_carries_nothing_has_the_worst_value() -> None:
+    a, b = torch.tensor([0.0, 0.2, 0.3]), torch.tensor([0.0, 0.1, 0.5])
+    nothing, constant = torch.zeros(3, 3), torch.zeros(3, 3)
+    constant[0, 0] = 1
+    for c in (nothing, constant):
+        assert float(commutativity_error(lfm.FunctionalMap(c, a, b), centered=True)) == 2
+    with pytest.raises(ValueError, match="n_basis must be at least 2"):
+        commutativity_error(lfm.FunctionalMap(constant[:1, :1], a[:1], b[:1]), centered=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from lfm_torch import _checks
 from lfm_torch.baselines.points import Points, State, compared
 
 
@@ -23,7 +24,7 @@ def prepare_cca(points: Points, *, variance: float = 1.0) -> State:
 def score_cca(a: State, b: State) -> Tensor:
     """Mean of the canonical correlations, as many as the smaller rank."""
     correlations: Tensor = torch.linalg.svdvals(b[0].mT @ a[0])
-    return correlations.sum(-1) / torch.minimum(a[1], b[1]).clamp_min(1)
+    return _checks.within(correlations.sum(-1) / torch.minimum(a[1], b[1]).clamp_min(1), 0, 1)
 
 
 def mean_cca(x: Tensor, y: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def score_pwcca(a: State, b: State) -> Tensor:
     count = torch.minimum(a[1], b[1]).unsqueeze(-1)
     weights = weights * (torch.arange(weights.shape[-1], device=weights.device) < count)
     weighted: Tensor = (weights * correlations).sum(-1)
-    return weighted / weights.sum(-1).clamp_min(1e-300)
+    return _checks.within(weighted / weights.sum(-1).clamp_min(1e-300), 0, 1)
 
 
 def pwcca(x: Tensor, y: Tensor) -> Tensor:

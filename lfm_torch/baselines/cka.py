@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch.baselines.points import Points, State, compared, normalized, permute_both, permute_rows, score_inner
+from lfm_torch.baselines.points import (
+    Points,
+    State,
+    compared,
+    normalized,
+    permute_both,
+    permute_rows,
+    score_inner,
+    score_kernels,
+)
 
 _BATCH_SIZE = 256
 # up to so many samples a wide layer is kept as its Gram matrix: an inner product per pair instead of a matrix product
@@ -29,11 +38,11 @@ def score_linear(a: State, b: State) -> Tensor:
     x, y = a[0].double(), b[0].double()
     n = x.shape[-2]
     if x.shape[-1] == n and y.shape[-1] == n:
-        return score_inner(a, b)
+        return score_kernels(a, b)
     if x.shape[-1] == n or y.shape[-1] == n:
         gram, features = (x, y) if x.shape[-1] == n else (y, x)
-        return ((gram @ features) * features).sum((-2, -1))
-    return (y.mT @ x).square().sum((-2, -1))
+        return _checks.within(((gram @ features) * features).sum((-2, -1)), 0, 1)
+    return _checks.within((y.mT @ x).square().sum((-2, -1)), 0, 1)
 
 
 def permute_linear(state: State, order: Tensor) -> State:
@@ -104,7 +113,7 @@ def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0) -> Tensor:
     """
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-    return compared(x, y, functools.partial(prepare_rbf, bandwidth=bandwidth), score_inner)
+    return compared(x, y, functools.partial(prepare_rbf, bandwidth=bandwidth), score_kernels)
 
 
 def prepare_debiased(points: Points) -> State:
@@ -177,7 +186,7 @@ class MinibatchCKA:
         if self._sums is None:
             raise ValueError("compute must come after update, got no minibatch yet")
         cross, own_x, own_y = self._sums
-        return cross / (own_x.clamp_min(0) * own_y.clamp_min(0)).sqrt().clamp_min(1e-300)
+        return _checks.within(cross / (own_x.clamp_min(0) * own_y.clamp_min(0)).sqrt().clamp_min(1e-300), -1, 1)
 
 
 def prepare_minibatch(points: Points, *, batch_size: int = _BATCH_SIZE) -> State:

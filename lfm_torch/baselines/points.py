@@ -105,8 +105,13 @@ def normalized(x: Tensor) -> Tensor:
 
 
 def score_inner(a: State, b: State) -> Tensor:
-    """Inner product of two states of the same shape."""
-    return (a[0].double() * b[0].double()).sum((-2, -1))
+    """Inner product of two states of the same shape and of norm 1, in [-1, 1]."""
+    return _checks.within((a[0].double() * b[0].double()).sum((-2, -1)), -1, 1)
+
+
+def score_kernels(a: State, b: State) -> Tensor:
+    """Inner product of two positive semidefinite states of norm 1, in [0, 1]."""
+    return _checks.within(score_inner(a, b), 0, 1)
 
 
 def permute_rows(state: State, order: Tensor) -> State:

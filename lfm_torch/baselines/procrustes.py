@@ -26,7 +26,7 @@ def _nuclear_norm(a: State, b: State) -> Tensor:
 def score_distance(a: State, b: State) -> Tensor:
     """Frobenius distance after the best rotation."""
     own = a[0].square().sum((-2, -1)) + b[0].square().sum((-2, -1))
-    return safe_root(own - 2 * _nuclear_norm(a, b))
+    return _checks.within(safe_root(own - 2 * _nuclear_norm(a, b)), 0, 2**0.5)
 
 
 def score_angular(a: State, b: State) -> Tensor:

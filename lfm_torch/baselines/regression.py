@@ -19,7 +19,7 @@ def prepare_regression(points: Points) -> State:
 
 def score_regression(a: State, b: State) -> Tensor:
     """Share of y's variance in the span of x."""
-    return (a[0].mT @ b[1]).square().sum((-2, -1))
+    return _checks.within((a[0].mT @ b[1]).square().sum((-2, -1)), 0, 1)
 
 
 def permute_regression(state: State, order: Tensor) -> State:
@@ -69,7 +69,11 @@ def relative_representation(x: Tensor, anchors: Tensor) -> Tensor:
 
 
 def prepare_relative(points: Points, *, anchors: Tensor | None = None) -> State:
-    """Relative representation of the samples that are no anchors, rows of norm 1: ``[..., n - p, p]``."""
+    """Relative representation of the samples that are no anchors, rows of norm 1: ``[..., n - p, p + 1]``.
+
+    The last column is 1 for a sample that is orthogonal to all anchors, as codes may be, and 0 for the others: such
+    samples are like one another, and like no other.
+    """
     if points.n < 2:
         raise ValueError(f"x must have at least 2 rows, one of them an anchor, got {points.n}")
     if anchors is None:
@@ -81,7 +85,11 @@ def prepare_relative(points: Points, *, anchors: Tensor | None = None) -> State:
     if not bool(others.any()):
         raise ValueError(f"anchors must leave rows to compare, got all {points.n}")
     relative = relative[..., others, :]
-    return (relative / relative.norm(dim=-1, keepdim=True),)
+    norms = relative.norm(dim=-1, keepdim=True)
+    # up to the rounding of the given values: what remains of exact zeros under a rotation has no direction
+    orthogonal = norms <= 8 * torch.finfo(points.x.dtype).eps * relative.shape[-1] ** 0.5
+    relative = torch.where(orthogonal, 0.0, relative / torch.where(orthogonal, 1.0, norms))
+    return (torch.cat([relative, orthogonal.to(relative.dtype)], -1),)
 
 
 def permute_relative(state: State, order: Tensor) -> State:
@@ -91,14 +99,15 @@ def permute_relative(state: State, order: Tensor) -> State:
 
 def score_relative(a: State, b: State) -> Tensor:
     """Mean cosine between the rows."""
-    return (a[0] * b[0]).sum(-1).mean(-1)
+    return _checks.within((a[0] * b[0]).sum(-1).mean(-1), -1, 1)
 
 
 def relative_similarity(x: Tensor, y: Tensor, *, anchors: Tensor | None = None) -> Tensor:
     """Mean cosine between the relative representations of the samples that are no anchors: ``[...]`` in [-1, 1].
 
     Features that are all positive have cosines that are all positive, so unrelated layers come close to 1: read it
-    against its chance level. Invariant to rotations and isotropic scaling.
+    against its chance level. Invariant to rotations and isotropic scaling. A sample orthogonal to all anchors counts 1
+    where it is so in both spaces, and 0 where it is in one.
 
     Args:
         x: ``[..., n, d_x]``.
