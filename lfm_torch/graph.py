@@ -9,13 +9,14 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files, ops
-from lfm_torch._precision import outside_autocast
+from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.laplacian import Laplacian, Normalization, scipy_csr
-from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn, set_offsets
+from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn, power_into_range, set_offsets
 from lfm_torch.ops.graph import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
 
@@ -57,6 +58,10 @@ class Graph:
     weights: str = "unknown"
     symmetrize: str = "unknown"
     offsets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight.is_floating_point():
+            raise TypeError(f"weight must be floating point (real: a spectrum is), got {self.weight.dtype}")
 
     def __repr__(self) -> str:
         batch = f"batch={list(self.batch_shape)}, " if self.batch_shape else ""
@@ -212,38 +217,65 @@ class Graph:
 
     @classmethod
     def from_torch_csr(cls, matrix: Tensor) -> Graph:
-        """Take the weights of a symmetric torch sparse CSR tensor ``[n, n]``.
+        """Take the weights of a symmetric torch sparse CSR tensor ``[n, n]``, half types as float32.
+
+        Entries may come in any order and more than once (they add up); explicit zeros are no edges.
 
         Raises:
             TypeError: not a floating-point sparse CSR tensor.
-            ValueError: not square or not symmetric, negative weights, or a diagonal that is not zero.
+            ValueError: not square or not symmetric, weights that are negative or not finite or whose sum at a node is
+                not, or a diagonal that is not zero.
         """
         if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr or not matrix.is_floating_point():
             kind = f"{matrix.layout} of {matrix.dtype}" if isinstance(matrix, Tensor) else type(matrix).__name__
             raise TypeError(f"matrix must be a floating-point torch.sparse_csr tensor, got {kind}")
         if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"matrix must have shape [n, n], got {list(matrix.shape)}")
-        # through coordinates: sorted, duplicates added up
-        entries = matrix.to_sparse(layout=torch.sparse_coo).coalesce()
-        (rows, columns), weight = entries.indices(), entries.values()
-        mirrored = torch.sparse_coo_tensor(
-            entries.indices().flip(0), weight, entries.shape, check_invariants=False
+        n, rowptr = matrix.shape[0], matrix.crow_indices().long()
+        rows = torch.repeat_interleave(torch.arange(n, device=rowptr.device), rowptr.diff())
+        places = torch.stack([rows, matrix.col_indices().long()])
+        # sorted, duplicates added up: neither can be taken for granted
+        entries = torch.sparse_coo_tensor(
+            places, at_least_single(matrix.values()), matrix.shape, check_invariants=False
         ).coalesce()
-        if not torch.equal(mirrored.indices(), entries.indices()) or not torch.equal(mirrored.values(), weight):
+        kept = entries.values() != 0
+        (rows, columns), weight = entries.indices()[:, kept], entries.values()[kept]
+        if not bool(weight.isfinite().all()):
+            raise ValueError("matrix must hold weights that are finite, got NaN or infinity")
+        order = (columns * n + rows).argsort()
+        if not all(
+            torch.equal(part[order], other) for part, other in ((rows, columns), (columns, rows), (weight, weight))
+        ):
             raise ValueError("matrix must be symmetric, got different entries above and below the diagonal")
         if bool((weight < 0).any()) or bool((rows == columns).any()):
             raise ValueError("matrix must hold weights that are not negative and nothing on the diagonal")
-        counts = torch.bincount(rows, minlength=matrix.shape[0])
-        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), columns.int(), weight, matrix.shape[0])
+        counts = torch.bincount(rows, minlength=n)
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), columns.int(), weight, n)._checked_degree()
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Graph:
-        """Take the weights of a symmetric SciPy sparse matrix ``[n, n]``: see :meth:`from_torch_csr`."""
+        """Take the weights of a symmetric SciPy sparse matrix ``[n, n]``: see :meth:`from_torch_csr`.
+
+        Raises:
+            TypeError: no SciPy sparse matrix of real floating-point numbers; ``matrix.astype(float)`` makes one of
+                integers.
+            ValueError: as :meth:`from_torch_csr`.
+        """
+        if not hasattr(matrix, "tocsr"):
+            raise TypeError(f"matrix must be a SciPy sparse matrix, got {type(matrix).__name__}")
+        if matrix.dtype not in (np.float32, np.float64):
+            raise TypeError(f"matrix must be float32 or float64, got {matrix.dtype}; take matrix.astype(float) if real")
         csr = matrix.tocsr()
         rowptr, columns, values = (torch.from_numpy(part.copy()) for part in (csr.indptr, csr.indices, csr.data))
         return cls.from_torch_csr(
             torch.sparse_csr_tensor(rowptr.long(), columns.long(), values, csr.shape, check_invariants=False)
         )
+
+    def _checked_degree(self) -> Graph:
+        if not bool(self.degree.detach().isfinite().all()):
+            kind = str(self.weight.dtype).removeprefix("torch.")
+            raise ValueError(f"weights must have sums at the nodes that {kind} can hold, got infinity; scale them down")
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file."""
@@ -295,8 +327,11 @@ def build_graph(
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
-        ValueError: as in :func:`knn`, "inner_product" with weights that need a distance, or a graph with too few
-            points.
+        ValueError: as in :func:`knn`, "inner_product" with weights that need a distance, a graph with too few points,
+            or weights of a size that the dtype cannot hold.
+
+    Warns:
+        LFMWarning: as in :func:`knn`.
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -307,13 +342,19 @@ def build_graph(
     """
     _checks.check_choice("weights", weights, WEIGHTS)
     _checks.check_choice("symmetrize", symmetrize, SYMMETRIZATIONS)
-    x = _checks.check_points("x", x)
+    x, largest = _checks.measured_points("x", x)
     n = x.shape[-2]
     if n < 2:
         raise ValueError(f"x must have at least 2 rows to have neighbors, got shape {list(x.shape)}")
     if metric == "inner_product" and weights != "binary":
         raise ValueError(f"weights must be 'binary' for metric='inner_product' (it is no distance), got {weights!r}")
     how: Any = {"metric": metric, "weights": weights, "symmetrize": symmetrize}
+    if metric == "euclidean":
+        x = at_least_single(x)
+        power = power_into_range(x.dtype, largest)
+        if power != 1:
+            graph = build_graph(x / power, n_neighbors=n_neighbors, batch=batch, **how)
+            return _with_unit(graph, power)
     if batch is None:
         n_neighbors = default_n_neighbors(n) if n_neighbors is None else n_neighbors
         return graph_from_neighbors(knn(x, n_neighbors=n_neighbors, metric=metric), **how)
@@ -327,6 +368,14 @@ def build_graph(
         )
     neighbors = knn(x, n_neighbors=n_neighbors, metric=metric, batch=offsets)
     return replace(graph_from_neighbors(neighbors, **how), offsets=offsets)
+
+
+def _with_unit(graph: Graph, unit: float) -> Graph:
+    """The graph of points that were divided by ``unit``: the weights that have a unit get it back."""
+    if graph.weights not in ("distance", "inverse_distance"):
+        return graph
+    weight = graph.weight * unit if graph.weights == "distance" else graph.weight / unit
+    return replace(graph, weight=weight)._checked_degree()
 
 
 @outside_autocast
@@ -370,14 +419,15 @@ def _directed_weights(distances: Tensor, indices: Tensor, weights: str) -> Tenso
     if weights == "self_tuning":
         scale = distances[..., min(_SELF_TUNING_NEIGHBOR, distances.shape[-1]) - 1]
         other = scale.gather(1, indices.flatten(1)).view_as(distances)
-        product = scale.unsqueeze(-1) * other
-        positive = product > 0
-        return torch.where(
-            positive, (-distances.square() / torch.where(positive, product, 1.0)).exp(), (distances == 0).to(distances)
-        )
+        positive = (scale.unsqueeze(-1) > 0) & (other > 0)
+        # quotients, not a product of scales, which may vanish or overflow
+        own, other = (torch.where(positive, part, 1.0) for part in (scale.unsqueeze(-1), other))
+        return torch.where(positive, (-(distances / own) * (distances / other)).exp(), (distances == 0).to(distances))
     if weights == "binary":
         return torch.ones_like(distances)
     if weights == "inverse_distance":
-        floor = torch.where(last > 0, 1e-6 * last, 1.0)
+        # never so small that the sum of the inverses overflows
+        least = torch.finfo(distances.dtype).max ** -0.75
+        floor = torch.where(last > 0, (1e-6 * last).clamp_min(least), 1.0)
         return 1 / torch.maximum(distances, floor)
     return distances

@@ -21,8 +21,8 @@ Backend = Literal["auto", "native", "reference", "faiss", "faiss_ivf", "faiss_hn
 BACKENDS = ("auto", "native", "reference", "faiss", "faiss_ivf", "faiss_hnsw", "torch_cluster")
 EXTERNAL = BACKENDS[3:]
 ANGULAR = ("cosine", "angular")
-# magnitudes whose squares are numbers in float64, and the distances between them in the dtype of the points
-_SAFE = {torch.float32: (0.0, 2.0**50), torch.float64: (2.0**-400, 2.0**500)}
+# largest magnitudes of points whose distances, and the products behind them, neither overflow nor vanish
+_SAFE = {torch.float32: (2.0**-50, 2.0**50), torch.float64: (2.0**-400, 2.0**500)}
 
 
 class Neighbors(NamedTuple):
@@ -144,12 +144,12 @@ def knn(
         x, y, zero = _with_places_for_zeros(x, y, sets)
         found = search(x, y)
         return found if zero is None else _orthogonal_to_all(found, zero, metric, y is None, sets)
-    scales = _scales(x.dtype, metric, largest, largest_y)
-    if scales == (1.0, 1.0):
+    power, power_y = _powers(x.dtype, metric, largest, largest_y)
+    if power == power_y == 1:
         return search(x, y)
-    found = search(x / scales[0], None if y is None else y / scales[1])
-    distances = found.distances * scales[0]
-    return found._with(found.indices, distances * scales[1] if metric == "inner_product" else distances)
+    found = search(x / power, None if y is None else y / power_y)
+    distances = found.distances * power
+    return found._with(found.indices, distances * power_y if metric == "inner_product" else distances)
 
 
 def set_offsets(name: str, batch: Tensor, n: int) -> Tensor:
@@ -250,7 +250,7 @@ def _as_batch(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-2], x.shape[-1])
 
 
-def power_into(dtype: torch.dtype, largest: float) -> float:
+def power_into_range(dtype: torch.dtype, largest: float) -> float:
     """Power of two that divides points of this largest magnitude into a range where distances are safe; mostly 1."""
     low, high = _SAFE[dtype]
     if low <= largest <= high or largest == 0:
@@ -259,11 +259,13 @@ def power_into(dtype: torch.dtype, largest: float) -> float:
     return 2.0 ** (math.frexp(largest)[1] - (math.frexp(high)[1] if largest > high else 1))
 
 
-def _scales(dtype: torch.dtype, metric: str, largest: float, largest_y: float) -> tuple[float, float]:
-    """What to divide x and y by: distances need one scale for both, products have one of each."""
-    if metric != "inner_product":
-        largest = largest_y = max(largest, largest_y)
-    return power_into(dtype, largest), power_into(dtype, largest_y)
+def _powers(dtype: torch.dtype, metric: str, largest: float, largest_y: float) -> tuple[float, float]:
+    """What to divide x and y by: distances need one power for both, products have one of each."""
+    if metric == "inner_product":
+        return power_into_range(dtype, largest), power_into_range(dtype, largest_y)
+    power = power_into_range(dtype, max(largest, largest_y))
+    # the squares of small float32 numbers are float64 numbers: ties are then those of the rounded distances
+    return (1.0, 1.0) if power < 1 and dtype == torch.float32 else (power, power)
 
 
 def _with_places_for_zeros(

@@ -12,6 +12,7 @@ import torch
 from extras import need
 
 import lfm_torch as lfm
+from lfm_torch.graph import WEIGHTS
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "angular", "cosine"])
@@ -219,12 +220,69 @@ def test_cast_and_repr() -> None:
     assert "symmetric" in repr(graph.laplacian())
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("metric", ["euclidean", "angular", "cosine"])
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, s) for s in (1e-35, 1e-25, 1e25, 1e36)]
+    + [(torch.float64, s) for s in (1e-320, 1e-300, 1e-160, 1e160, 1e300)],
+)
+def test_a_graph_does_not_depend_on_the_scale(dtype: torch.dtype, scale: float, metric: Any, weights: Any) -> None:
+    x = torch.randn(40, 5, dtype=torch.float64)
+    if scale < 1e-310:  # what denormal numbers round to is what the points are
+        x = x.mul(scale).div(1e-323).round() * 1e-3
+        scaled = x.div(1e-3).round() * 1e-323
+    else:
+        scaled = (x * scale).to(dtype)
+        x = (scaled.double() / scale).to(dtype) if dtype == torch.float32 else scaled / scale
+    wanted = lfm.build_graph(x, n_neighbors=6, metric=metric, weights=weights)
+    if weights == "inverse_distance" and metric == "euclidean" and scale < 1e-310:
+        with pytest.raises(ValueError, match="weights must have sums at the nodes that float64 can hold"):
+            lfm.build_graph(scaled, n_neighbors=6, metric=metric, weights=weights)
+        return
+    found = lfm.build_graph(scaled, n_neighbors=6, metric=metric, weights=weights)
+    assert bool(found.weight.isfinite().all())
+    assert bool((found.weight > 0).all())
+    evals = lfm.spectral_basis(found, n_basis=8).evals
+    torch.testing.assert_close(evals, lfm.spectral_basis(wanted, n_basis=8).evals, rtol=1e-4, atol=1e-5)
+    if weights == "distance" and metric == "euclidean" and scale > 1e-310:
+        torch.testing.assert_close(found.weight.double() / scale, wanted.weight.double(), rtol=1e-5, atol=0)
+
+
+def test_points_that_nearly_coincide_have_finite_weights() -> None:
+    x = torch.randn(60, 4)
+    x[:20] *= 1e-38
+    for weights in WEIGHTS:
+        graph = lfm.build_graph(x, n_neighbors=5, metric="euclidean", weights=weights)
+        assert bool(graph.degree.isfinite().all()), weights
+
+
+def test_weights_that_the_dtype_cannot_sum_are_refused() -> None:
+    x = torch.randn(40, 5).clamp(-4, 4) * 8e37
+    assert bool(lfm.build_graph(x, metric="euclidean").weight.isfinite().all())
+    with pytest.raises(ValueError, match="sums at the nodes that float32 can hold, got infinity"):
+        lfm.build_graph(x, n_neighbors=6, metric="euclidean", weights="distance")
+    with pytest.raises(ValueError, match="sums at the nodes that float64 can hold"):
+        lfm.Graph.from_torch_csr((1e308 * (1 - torch.eye(3, dtype=torch.float64))).to_sparse_csr())
+
+
+def test_complex_weights_are_refused() -> None:
+    graph = lfm.build_graph(torch.randn(10, 3))
+    for dtype in (torch.complex64, torch.int32):
+        with pytest.raises(TypeError, match=f"weight must be floating point .* got {dtype}"):
+            graph.to(dtype)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda x: lfm.build_graph(x, weights="gauss"), ValueError, "did you mean 'gaussian'"),
         (lambda x: lfm.build_graph(x, metric="inner_product"), ValueError, "weights must be 'binary'"),
         (lambda x: lfm.build_graph(x[:1]), ValueError, "at least 2 rows"),
+        (lambda x: lfm.build_graph(x + 0j), TypeError, "got torch.complex64"),
+        (lambda x: lfm.build_graph(x.to_sparse()), TypeError, "take x.to_dense"),
+        (lambda x: lfm.build_graph(0 * x), ValueError, "nothing but zeros .*collapsed"),
+        (lambda x: lfm.Graph.from_scipy(x.numpy()), TypeError, "must be a SciPy sparse matrix, got ndarray"),
     ],
 )
 def test_bad_input(call: object, error: type[Exception], message: str) -> None:

@@ -309,11 +309,35 @@ def test_graph_conversions_there_and_back(form: str) -> None:
         (torch.tensor([[0.0, 1.0], [2.0, 0.0]]).to_sparse_csr(), ValueError, "must be symmetric"),
         (torch.tensor([[0.0, -1.0], [-1.0, 0.0]]).to_sparse_csr(), ValueError, "not negative"),
         (torch.eye(2).to_sparse_csr(), ValueError, "nothing on the diagonal"),
+        (torch.tensor([[0.0, torch.nan], [torch.nan, 0.0]]).to_sparse_csr(), ValueError, "finite"),
+        (torch.tensor([[0.0, torch.inf], [torch.inf, 0.0]]).to_sparse_csr(), ValueError, "finite"),
+        (torch.tensor([[0, 1j], [1j, 0]]).to_sparse_csr(), TypeError, "of torch.complex64"),
     ],
 )
 def test_a_matrix_that_is_no_graph(matrix: torch.Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         lfm.Graph.from_torch_csr(matrix)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "int64", "bool"])
+def test_scipy_weights_must_be_real_numbers(dtype: str) -> None:
+    need("scipy")
+    import scipy.sparse as sparse
+
+    with pytest.raises(TypeError, match=f"matrix must be float32 or float64, got {dtype}"):
+        lfm.Graph.from_scipy(sparse.csr_matrix([[0, 1], [1, 0]]).astype(dtype))
+
+
+def test_a_matrix_in_no_order_is_the_graph_that_it_means() -> None:
+    """Columns out of order, an entry in two parts, and zeros that are written out."""
+    need("scipy")
+    import scipy.sparse as sparse
+
+    rowptr, columns = [0, 4, 6, 8], [2, 1, 1, 0, 2, 0, 1, 0]
+    values = np.array([1.0, 0.5, 1.5, 0.0, 3.0, 2.0, 3.0, 1.0])
+    graph = lfm.Graph.from_scipy(sparse.csr_matrix((values, columns, rowptr), shape=(3, 3)))
+    assert graph.col.tolist() == [1, 2, 0, 2, 0, 1]
+    assert graph.weight.tolist() == [2, 1, 2, 3, 1, 3]
 
 
 class StandInSparse(SimpleNamespace):
