@@ -14,6 +14,7 @@ from torch import Tensor
 from lfm_torch import _checks, ops
 from lfm_torch._precision import outside_autocast
 from lfm_torch.linalg.chebyshev import chebyshev_sums, heat_coefficients
+from lfm_torch.ops.knn import unit_rows
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -242,8 +243,7 @@ class Laplacian:
         chosen = local < columns
         vectors = size.new_zeros(*size.shape, columns)
         vectors.scatter_(-1, (local * chosen).unsqueeze(-1), (size * chosen).unsqueeze(-1))
-        norms = vectors.norm(dim=-2, keepdim=True)
-        return vectors / torch.where(norms > 0, norms, 1.0)
+        return unit_rows(vectors.mT).mT
 
     def to_dense(self) -> Tensor:
         """Return ``[..., n, n]``; meant for small n."""

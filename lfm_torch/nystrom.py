@@ -41,7 +41,8 @@ def extend_basis(basis: Basis, x_new: Tensor, *, x: Tensor, graph: Graph) -> Ten
     weight = _directed_weights(distances, indices, graph.weights)
     picked = indices.flatten(-2)
     degree = graph.degree.gather(-1, picked).view_as(weight)
-    share = weight / (weight.sum(-1, keepdim=True) * degree).sqrt()
+    # roots one by one: their product may overflow
+    share = weight / weight.sum(-1, keepdim=True).sqrt() / degree.sqrt()
     values = basis.evecs.gather(-2, picked.unsqueeze(-1).expand(*batch, picked.shape[-1], m))
     sums = (share.unsqueeze(-1) * values.view(*weight.shape, m)).sum(-2)
     return sums / (1 - basis.evals).unsqueeze(-2)

@@ -22,6 +22,7 @@ from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
+from lfm_torch.ops.knn import unit_rows
 from lfm_torch.similarity import Maps
 
 
@@ -108,7 +109,7 @@ def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
     null = int(basis.n_components.max().clamp_max(basis.n_basis))
     if null == 1:
         return basis
-    constant = degrees.sqrt() / degrees.sum(-1, keepdim=True).sqrt()
+    constant = unit_rows(degrees.sqrt())
     known = torch.arange(null, device=degrees.device) < basis.n_components.unsqueeze(-1)
     wanted = matmul(basis.evecs[..., :null].mT, constant.unsqueeze(-1)).squeeze(-1) * known
     # the reflection that takes the first axis to the unit vector `wanted`, or does nothing where it is there
