@@ -4,22 +4,92 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.masked import MaskedTensor
 
+# what is taken wherever points or functions are wanted; and for row numbers and labels
+ArrayLike = Tensor | np.ndarray[Any, Any]
+IndexLike = ArrayLike | Sequence[Any]
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # what wrong input raises: the message alone says it all
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
+
+
+def as_tensor(name: str, x: object) -> Tensor:
+    """Return ``x``, an array of NumPy as a tensor on the CPU that shares its memory where torch can.
+
+    Tables of other libraries, whose rows have labels of their own, are for their owner to turn into arrays.
+
+    Raises:
+        TypeError: something else, or an array of a dtype that torch has not.
+    """
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an array without a mask, got a MaskedArray; fill it, or leave its rows out")
+    if not isinstance(x, np.ndarray):
+        advice = "; take its .to_numpy()" if hasattr(x, "to_numpy") else "; take numpy.asarray() of it"
+        known = hasattr(x, "__array__") or isinstance(x, (list, tuple))
+        kind = type(x).__name__
+        raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray, got {kind}{advice if known else ''}")
+    try:
+        return from_numpy(x)
+    except TypeError:
+        raise TypeError(f"{name} must be an array of a dtype that torch has, got {x.dtype}") from None
+
+
+def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return an array of any layout and byte order as a tensor, without a copy where torch can share its memory.
+
+    Raises:
+        TypeError: a dtype that torch has not.
+    """
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    # torch knows no memory that must not be written to, no steps backwards, and none inside a record
+    shared = array.flags.writeable and all(step >= 0 and step % max(1, array.itemsize) == 0 for step in array.strides)
+    return torch.from_numpy(array if shared else array.copy())
+
+
+def as_integers(name: str, value: object, device: torch.device) -> Tensor:
+    """Return integers, a tensor, an array or a (nested) list of them, as an int64 tensor on a device.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(value, (list, tuple, range)):
+        value = np.asarray(value, dtype=None if len(value) else np.int64)
+    found = as_tensor(name, value)
+    if found.is_floating_point() or found.is_complex():
+        raise TypeError(f"{name} must be integers, got {found.dtype}")
+    return found.to(device, torch.int64)
+
+
+def check_rows(name: str, index: object, count: int, device: torch.device) -> Tensor:
+    """Return numbers of rows in ``[0, count)`` as :func:`as_integers` does: they may come from another device.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: out of range.
+    """
+    if isinstance(index, (Tensor, np.ndarray)) and index.dtype in (torch.bool, np.dtype(bool)):
+        raise TypeError(f"{name} must be integers, got {index.dtype}; take mask.nonzero() of a mask")
+    rows = as_integers(name, index, device)
+    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= count):
+        raise ValueError(f"{name} must lie in [0, {count}), got {int(rows.min())} to {int(rows.max())}")
+    return rows
 
 
 def check_points(name: str, x: object) -> Tensor:
     """Return ``x`` as a tensor ``[..., n, d]`` of finite floating-point values, or raise.
 
     Raises:
-        TypeError: ``x`` is not a dense tensor, or not floating point.
+        TypeError: ``x`` is neither a dense tensor nor an array of NumPy, or not floating point.
         ValueError: fewer than two dimensions, an empty one, or a value that is not finite (the first bad row is named).
     """
     return measured_points(name, x)[0]
@@ -27,8 +97,7 @@ def check_points(name: str, x: object) -> Tensor:
 
 def measured_points(name: str, x: object) -> tuple[Tensor, float]:
     """Check as :func:`check_points` does; return also the largest magnitude, which the check has seen anyway."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    x = as_tensor(name, x)
     check_dense(name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
@@ -37,6 +106,29 @@ def measured_points(name: str, x: object) -> tuple[Tensor, float]:
     if x.numel() == 0:
         raise ValueError(f"{name} must have shape [..., n, d] without empty dimensions, got {list(x.shape)}")
     return x, check_finite(name, x)
+
+
+def check_space(name: str, x: object, *, batched: bool | None = False) -> Tensor:
+    """Return ``x`` as :func:`check_points` does, after :func:`check_dims`."""
+    check_dims(name, x, batched=batched)
+    return check_points(name, x)
+
+
+def check_dims(name: str, x: object, *, batched: bool | None) -> None:
+    """Raise ValueError where points have more than the two dimensions of a space, unless they are said to be a batch.
+
+    None is for callers that take no batch: it is not offered.
+    """
+    if isinstance(x, Tensor):
+        check_dense(name, x)
+    if not isinstance(x, (Tensor, np.ndarray)) or x.ndim < 3 or batched:
+        return
+    pooled = "over tokens, x.mean(1)" if x.ndim == 3 else f"over space, x.mean({tuple(range(2, x.ndim))})"
+    many = "" if batched is None else "; batched=True takes leading dimensions for a batch of separate spaces"
+    raise ValueError(
+        f"{name} must have shape [n, d], a row per sample, got {list(x.shape)}: flatten each sample, x.flatten(1), or "
+        f"pool it {pooled}{many}"
+    )
 
 
 def check_dense(name: str, x: Tensor) -> None:

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, gromov
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.alignment import Alignment, Correspondence
 from lfm_torch.basis import Basis, spectral_basis
-from lfm_torch.correspondence import agreeing_pairs, check_rows, mutual_pairs, nearest, pointwise_map
+from lfm_torch.correspondence import agreeing_pairs, mutual_pairs, nearest, pointwise_map
 from lfm_torch.descriptors import anchor_distances, label_indicators
 from lfm_torch.functional_map import functional_map
 from lfm_torch.graph import build_graph
 from lfm_torch.gromov import feature_scores, gromov_wasserstein, signature_scores
 from lfm_torch.neighbors import Metric
 from lfm_torch.refine import projected_map, zoomout
-from lfm_torch.transfer import Translator, TranslatorKind, fit_translator, paired_rows
+from lfm_torch.transfer import Translator, TranslatorKind, fit_translator, row_pairs
 
 Method = Literal["auto", "descriptors", "coupling"]
 METHODS = ("auto", "descriptors", "coupling")
@@ -38,12 +39,12 @@ _ANCHOR_LEVEL = 1e-4
 
 @outside_autocast
 def align(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
-    anchors: Tensor | None = None,
-    labels: tuple[Tensor, Tensor] | None = None,
-    descriptors: tuple[Tensor, Tensor] | None = None,
+    anchors: IndexLike | None = None,
+    labels: tuple[IndexLike, IndexLike] | None = None,
+    descriptors: tuple[ArrayLike, ArrayLike] | None = None,
     kind: TranslatorKind = "orthogonal",
     method: Method = "auto",
     metric: Metric | None = None,
@@ -103,24 +104,25 @@ def align(
         _checks.check_choice("metric", metric, METRICS)
     x, y = _points("x", x), _points("y", y)
     _checks.check_same_device_dtype("x", x, "y", y)
+    known = torch.zeros(0, 2, dtype=torch.int64, device=x.device)
     if anchors is not None:
-        paired_rows(x, y, anchors)
+        known = row_pairs("anchors", anchors, x, y)
+    classes = None if labels is None else (_classes("labels[0]", labels[0], x), _classes("labels[1]", labels[1], y))
     with torch.no_grad():
         spaces = _Spaces.of(x, y, "euclidean" if metric == "euclidean" else "angular")
-        used, tested = _split_anchors(anchors, x.device)
-        known = torch.cat([used, tested])
+        used, tested = _split_anchors(known)
         bases = _bases(spaces, n_neighbors, n_basis)
-        functions = _functions(spaces, used, labels, descriptors)
+        functions = _functions(spaces, used, classes, descriptors)
         if method == "descriptors" and functions is None:
             raise ValueError("method must be 'auto' or 'coupling' where no anchors, labels or descriptors are given")
-        match = _best_match(spaces, bases, used, labels, functions, method)
+        match = _best_match(spaces, bases, used, classes, functions, method)
         if metric is None:
             spaces, match = _with_norms(x, y, spaces, match, used)
         slack = max(0.05, 5 * math.sqrt(spaces.chance * (1 - spaces.chance) / spaces.rows))
         found = match.confidence > spaces.chance + slack
         anchor_p = _fisher_p_value(_rank_shares(match, spaces, tested)) if len(tested) else None
         if not found and not len(tested) and len(used) >= _FEWEST_ANCHORS and method != "coupling":
-            anchor_p = _cross_validated_p_value(spaces, bases, used, labels, descriptors)
+            anchor_p = _cross_validated_p_value(spaces, bases, used, classes, descriptors)
         found = found or (anchor_p is not None and anchor_p < _ANCHOR_LEVEL)
         translator = fit_translator(x, y, pairs=torch.cat([match.pairs, known]), kind=kind, robust=True)
         idx_yx, idx_xy = _matched(x, y, translator, spaces.metric)
@@ -206,19 +208,24 @@ def _with_norms(x: Tensor, y: Tensor, spaces: _Spaces, match: _Match, anchors: T
     return (other, again) if better else (spaces, match)
 
 
-def _split_anchors(anchors: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+def _split_anchors(anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Anchors to use and, where there are enough, anchors to test the result on."""
-    if anchors is None:
-        return (torch.zeros(0, 2, dtype=torch.int64, device=device),) * 2
-    tested = torch.arange(len(anchors), device=device) % _HELD_OUT == 0
+    tested = torch.arange(len(anchors), device=anchors.device) % _HELD_OUT == 0
     if len(anchors) < _ENOUGH_ANCHORS:
         tested = torch.zeros_like(tested)
     return anchors[~tested], anchors[tested]
 
 
-def _points(name: str, x: Tensor) -> Tensor:
-    x = _checks.check_points(name, x)
-    if x.dim() != 2 or len(x) < 10:
+def _classes(name: str, labels: IndexLike, z: Tensor) -> Tensor:
+    found = _checks.as_integers(name, labels, z.device)
+    if found.shape != (len(z),) or bool((found < 0).any()):
+        raise ValueError(f"{name} must be {len(z)} numbers from 0, a class per row, got shape {list(found.shape)}")
+    return found
+
+
+def _points(name: str, x: ArrayLike) -> Tensor:
+    x = _checks.check_space(name, x, batched=None)
+    if len(x) < 10:
         raise ValueError(f"{name} must have shape [n, d] with at least 10 rows, got {list(x.shape)}")
     if bool((x == x[:1]).all()):
         raise ValueError(f"{name} must have rows that differ, got equal ones throughout (a collapsed representation)")
@@ -248,7 +255,7 @@ def _functions(
     spaces: _Spaces,
     anchors: Tensor,
     labels: tuple[Tensor, Tensor] | None,
-    descriptors: tuple[Tensor, Tensor] | None,
+    descriptors: tuple[ArrayLike, ArrayLike] | None,
 ) -> tuple[Tensor, Tensor] | None:
     """All descriptors side by side on both spaces, None where there are none."""
     z_x, z_y = spaces.x, spaces.y
@@ -259,10 +266,6 @@ def _functions(
         ]
         parts.append((distances[0], distances[1]))
     if labels is not None:
-        for name, label, z in (("labels[0]", labels[0], z_x), ("labels[1]", labels[1], z_y)):
-            check_rows(name, label, torch.iinfo(torch.int64).max)
-            if label.shape != (len(z),):
-                raise ValueError(f"{name} must have shape [{len(z)}], got {list(label.shape)}")
         shared = torch.tensor(sorted({*labels[0].tolist()} & {*labels[1].tolist()}), device=z_x.device)
         if len(shared) == 0:
             raise ValueError("labels must have a class that both spaces have, got none")
@@ -363,7 +366,7 @@ def _cross_validated_p_value(
     bases: tuple[Basis, Basis],
     anchors: Tensor,
     labels: tuple[Tensor, Tensor] | None,
-    descriptors: tuple[Tensor, Tensor] | None,
+    descriptors: tuple[ArrayLike, ArrayLike] | None,
 ) -> float:
     """Too few anchors to spare any: leave out a fifth in turn, and see where a map from the others puts them."""
     fold = torch.arange(len(anchors), device=anchors.device) % _HELD_OUT

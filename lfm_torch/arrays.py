@@ -178,8 +178,7 @@ def _pick(path: str | Path, content: Any, name: str | None) -> Any:
 def _as_tensor(path: str | Path, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         try:
-            # torch knows the byte order of this machine only
-            return torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
+            return _checks.from_numpy(value)
         except TypeError:
             raise ValueError(f"{path} must be an array of numbers, got dtype {value.dtype}") from None
     if not isinstance(value, Tensor):

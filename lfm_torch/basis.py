@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import matmul, outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.graph import Graph
@@ -94,17 +95,17 @@ class Basis:
         return [replace(self, **{name: parts[i] for name, parts in flat.items()}) for i in range(count)]
 
     @outside_autocast
-    def project(self, f: Tensor) -> Tensor:
+    def project(self, f: ArrayLike) -> Tensor:
         """Coefficients ``Phi^T f`` of functions ``f [..., n, p]``: ``[..., m, p]``."""
-        return matmul(self.evecs.mT, f)
+        return matmul(self.evecs.mT, _checks.as_tensor("f", f))
 
     @outside_autocast
-    def reconstruct(self, coefficients: Tensor) -> Tensor:
+    def reconstruct(self, coefficients: ArrayLike) -> Tensor:
         """Functions ``Phi c`` of coefficients ``[..., m, p]``: ``[..., n, p]``."""
-        return matmul(self.evecs, coefficients)
+        return matmul(self.evecs, _checks.as_tensor("coefficients", coefficients))
 
     @outside_autocast
-    def extend(self, x_new: Tensor, *, x: Tensor, graph: Graph) -> Tensor:
+    def extend(self, x_new: ArrayLike, *, x: ArrayLike, graph: Graph) -> Tensor:
         r"""Values of the eigenvectors at points outside the graph, by Nyström extension.
 
         ``phi_i(p) = sum_j w_pj / sqrt(d_p d_j) phi_i(j) / (1 - lambda_i)`` over the neighbours j of p among ``x``, with

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.checkpoint_files import Checkpoint, in_order, parse_name
@@ -42,7 +42,7 @@ logger.addHandler(logging.NullHandler())
 
 @outside_autocast
 def compare(
-    representations: Mapping[str, Tensor | Mapping[str, Tensor]] | Checkpoints,
+    representations: Mapping[str, ArrayLike | Mapping[str, ArrayLike]] | Checkpoints,
     *,
     measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_neighbors: int | None = None,

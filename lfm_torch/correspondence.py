@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.functional_map import FunctionalMap
@@ -126,7 +127,9 @@ def _assignment(queries: Tensor, candidates: Tensor) -> Tensor:
 
 
 @outside_autocast
-def retrieve(queries: Tensor, candidates: Tensor, *, n_neighbors: int = 10, metric: Metric = "angular") -> Neighbors:
+def retrieve(
+    queries: ArrayLike, candidates: ArrayLike, *, n_neighbors: int = 10, metric: Metric = "angular"
+) -> Neighbors:
     """Find for each translated row its nearest candidates, best first: :func:`knn` of queries in candidates.
 
     Args:
@@ -140,7 +143,7 @@ def retrieve(queries: Tensor, candidates: Tensor, *, n_neighbors: int = 10, metr
 
 @outside_autocast
 def mean_reciprocal_rank(
-    queries: Tensor, candidates: Tensor, *, targets: Tensor | None = None, metric: Metric = "angular"
+    queries: ArrayLike, candidates: ArrayLike, *, targets: IndexLike | None = None, metric: Metric = "angular"
 ) -> Tensor:
     """Mean over queries of 1 / rank, the rank being the place of the right candidate among all by distance.
 
@@ -178,7 +181,7 @@ def mean_reciprocal_rank(
         if n != m:
             raise ValueError(f"targets must be given where queries and candidates differ in number, {n} and {m}")
         targets = torch.arange(n, device=queries.device)
-    check_rows("targets", targets, m)
+    targets = _checks.check_rows("targets", targets, m, queries.device)
     if targets.shape != (n,):
         raise ValueError(f"targets must have shape [{n}], got {list(targets.shape)}")
     with torch.no_grad():
@@ -204,17 +207,3 @@ def closeness_features(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tenso
             torch.cat([y, -y.square().sum(-1, keepdim=True) / 2], -1),
         )
     return x, y
-
-
-def check_rows(name: str, index: Tensor, count: int) -> None:
-    """Raise unless ``index`` holds integers in ``[0, count)``.
-
-    Raises:
-        TypeError: not a tensor of integers.
-        ValueError: out of range.
-    """
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"{name} must be a tensor of integers, got {got}")
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= count):
-        raise ValueError(f"{name} must lie in [0, {count}), got {int(index.min())} to {int(index.max())}")

@@ -7,21 +7,25 @@ kernel signatures. Descriptors of both spaces are joined with ``torch.cat`` alon
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lfm_torch import _checks, ops
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
-from lfm_torch.correspondence import check_rows
 from lfm_torch.graph import build_graph
 from lfm_torch.laplacian import Laplacian
 from lfm_torch.neighbors import Metric
 
+Times = ArrayLike | Sequence[float]
+
 
 @outside_autocast
-def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", kernel: bool = False) -> Tensor:
+def anchor_distances(x: ArrayLike, anchors: IndexLike, *, metric: Metric = "angular", kernel: bool = False) -> Tensor:
     """Distances of all points to the anchors, ``[..., n, p]``; ``kernel=True``: ``exp(-d^2)``.
 
     Args:
@@ -37,7 +41,7 @@ def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", 
     """
     _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
     x = at_least_single(_checks.check_points("x", x))
-    anchors = _anchors(anchors, x.shape[-2])
+    anchors = _anchors(anchors, x.shape[-2], x.device)
     if metric != "euclidean":
         x = torch.nn.functional.normalize(x, dim=-1)
     # by differences: the expansion in squares loses small distances, and the distance of an anchor to itself is 0
@@ -49,7 +53,7 @@ def anchor_distances(x: Tensor, anchors: Tensor, *, metric: Metric = "angular", 
 
 @outside_autocast
 def geodesic_distances(
-    x: Tensor, anchors: Tensor, *, n_neighbors: int | None = None, metric: Metric = "angular"
+    x: ArrayLike, anchors: IndexLike, *, n_neighbors: int | None = None, metric: Metric = "angular"
 ) -> Tensor:
     """Lengths of the shortest paths to the anchors along the edges of the neighbour graph, ``[..., n, p]``.
 
@@ -74,7 +78,7 @@ def geodesic_distances(
     """
     _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
     x = _checks.check_points("x", x)
-    anchors = _anchors(anchors, x.shape[-2])
+    anchors = _anchors(anchors, x.shape[-2], x.device)
     with torch.no_grad():
         graph = build_graph(x, n_neighbors=n_neighbors, metric=metric, weights="distance", symmetrize="union")
         batch = graph.batch_shape
@@ -87,7 +91,11 @@ def geodesic_distances(
 
 @outside_autocast
 def label_indicators(
-    labels: Tensor, *, classes: Tensor | None = None, dtype: torch.dtype = torch.float32, basis: Basis | None = None
+    labels: IndexLike,
+    *,
+    classes: IndexLike | None = None,
+    dtype: torch.dtype = torch.float32,
+    basis: Basis | None = None,
 ) -> Tensor:
     """One function per class, 1 on its points and 0 elsewhere: ``[..., n, n_classes]``.
 
@@ -100,16 +108,16 @@ def label_indicators(
     Raises:
         TypeError: labels that are not integers.
     """
-    if labels.is_floating_point() or labels.is_complex():
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    classes = torch.unique(labels) if classes is None else classes
-    indicators = (labels.unsqueeze(-1) == classes.to(labels.device)).to(dtype)
+    home = basis.evecs.device if basis is not None else labels.device if isinstance(labels, Tensor) else "cpu"
+    labels = _checks.as_integers("labels", labels, torch.device(home))
+    classes = torch.unique(labels) if classes is None else _checks.as_integers("classes", classes, labels.device)
+    indicators = (labels.unsqueeze(-1) == classes).to(dtype)
     return indicators if basis is None else basis.reconstruct(basis.project(indicators))
 
 
 @outside_autocast
 def heat_diffusion(
-    source: Basis | Laplacian, anchors: Tensor, *, times: Tensor | None = None, n_times: int = 8
+    source: Basis | Laplacian, anchors: IndexLike, *, times: Times | None = None, n_times: int = 8
 ) -> Tensor:
     """Heat that has flown from each anchor to every point, ``exp(-t L)[i, a]``.
 
@@ -128,8 +136,10 @@ def heat_diffusion(
     """
     if isinstance(source, Basis):
         return heat_kernel_signature(source, times=times, n_times=n_times, landmarks=anchors)
-    anchors = _anchors(anchors, source.graph.n_nodes)
-    steps = [2.0**k for k in range(n_times)] if times is None else times.tolist()
+    anchors = _anchors(anchors, source.graph.n_nodes, source.graph.weight.device)
+    steps = [2.0**k for k in range(n_times)]
+    if times is not None:
+        steps = _times(times, source.graph.weight).tolist()
     delta = source.graph.weight.new_zeros(source.graph.n_nodes, len(anchors))
     delta[anchors, torch.arange(len(anchors), device=delta.device)] = 1
     batch = source.graph.batch_shape
@@ -154,7 +164,7 @@ def heat_times(basis: Basis, n_times: int = 8) -> Tensor:
 
 @outside_autocast
 def heat_kernel_signature(
-    basis: Basis, *, times: Tensor | None = None, n_times: int = 8, landmarks: Tensor | None = None
+    basis: Basis, *, times: Times | None = None, n_times: int = 8, landmarks: IndexLike | None = None
 ) -> Tensor:
     """Heat kernel signature ``sum_j exp(-t lambda_j) phi_j(i)^2``, or from landmarks ``... phi_j(i) phi_j(l)``.
 
@@ -173,12 +183,12 @@ def heat_kernel_signature(
     Source: Sun, Ovsjanikov & Guibas 2009 (SGP), equation 3.
     """
     basis = at_least_single(basis)
-    times = heat_times(basis, n_times) if times is None else times
+    times = heat_times(basis, n_times) if times is None else _times(times, basis.evals)
     return _filtered(basis, (-times.unsqueeze(-1) * basis.evals.unsqueeze(-2)).exp(), landmarks)
 
 
 @outside_autocast
-def wave_kernel_signature(basis: Basis, *, n_energies: int = 8, landmarks: Tensor | None = None) -> Tensor:
+def wave_kernel_signature(basis: Basis, *, n_energies: int = 8, landmarks: IndexLike | None = None) -> Tensor:
     """Wave kernel signature: ``sum_j g_e(lambda_j) phi_j(i)^2`` with log-normal windows g_e of sum 1.
 
     The windows stand between the first eigenvalue that is not 0 and the last, seven of their distances wide.
@@ -206,12 +216,12 @@ def wave_kernel_signature(basis: Basis, *, n_energies: int = 8, landmarks: Tenso
     return _filtered(basis, exponent.softmax(-1), landmarks)
 
 
-def _filtered(basis: Basis, gains: Tensor, landmarks: Tensor | None) -> Tensor:
+def _filtered(basis: Basis, gains: Tensor, landmarks: IndexLike | None) -> Tensor:
     """``sum_j gains_qj phi_j(i)^2`` or ``phi_j(i) phi_j(l)``: ``[..., n, q]`` or ``[..., n, p q]``."""
     phi = basis.evecs
     if landmarks is None:
         return matmul(phi.square(), gains.mT)
-    at = phi[..., _anchors(landmarks, basis.n), :]
+    at = phi[..., _anchors(landmarks, basis.n, phi.device), :]
     weighted = (at.unsqueeze(-2) * gains.unsqueeze(-3)).flatten(-3, -2)
     return matmul(phi, weighted.mT)
 
@@ -225,7 +235,7 @@ def normalize(f: Tensor, basis: Basis) -> Tensor:
 
 
 @outside_autocast
-def farthest_points(x: Tensor, count: int, *, start: int = 0, metric: Metric = "angular") -> Tensor:
+def farthest_points(x: ArrayLike, count: int, *, start: int = 0, metric: Metric = "angular") -> Tensor:
     """Choose ``count`` landmarks, each the point farthest from those before it: indices ``[count]``.
 
     Args:
@@ -255,8 +265,13 @@ def farthest_points(x: Tensor, count: int, *, start: int = 0, metric: Metric = "
     return torch.tensor(chosen, device=x.device)
 
 
-def _anchors(anchors: Tensor, n: int) -> Tensor:
-    check_rows("anchors", anchors, n)
-    if anchors.dim() != 1 or len(anchors) == 0:
-        raise ValueError(f"anchors must have shape [p], p at least 1, got {list(anchors.shape)}")
-    return anchors
+def _times(times: Times, like: Tensor) -> Tensor:
+    """Times on the device and in the dtype of ``like``."""
+    return _checks.as_tensor("times", np.asarray(times) if isinstance(times, (list, tuple)) else times).to(like)
+
+
+def _anchors(anchors: IndexLike, n: int, device: torch.device) -> Tensor:
+    rows = _checks.check_rows("anchors", anchors, n, device)
+    if rows.dim() != 1 or len(rows) == 0:
+        raise ValueError(f"anchors must have shape [p], p at least 1, got {list(rows.shape)}")
+    return rows

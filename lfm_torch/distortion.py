@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.functional_map import FunctionalMap
@@ -37,7 +38,7 @@ class Distortion:
         )
 
     @outside_autocast
-    def per_class(self, labels: Tensor) -> Tensor:
+    def per_class(self, labels: IndexLike) -> Tensor:
         """Mean distortion of each class, ``[..., n_classes]``, NaN where a class has no sample.
 
         Args:
@@ -47,8 +48,7 @@ class Distortion:
             TypeError: labels that are not integers.
             ValueError: another length, or a negative label.
         """
-        labels = self._checked(labels)
-        onehot = torch.nn.functional.one_hot(labels).to(self.per_sample.dtype)
+        onehot = torch.nn.functional.one_hot(self._labels(labels)).to(self.per_sample.dtype)
         return (self.per_sample @ onehot) / onehot.sum(0)
 
     def worst(self, count: int = 10) -> tuple[Tensor, Tensor]:
@@ -63,17 +63,24 @@ class Distortion:
         return indices, values
 
     @outside_autocast
-    def share(self, mask: Tensor) -> Tensor:
-        """Share of the total distortion that lies on the samples of a boolean ``mask [n]``: ``[...]``."""
-        total = self.per_sample.sum(-1)
-        return (self.per_sample * mask).sum(-1) / torch.where(total > 0, total, 1.0)
+    def share(self, mask: ArrayLike) -> Tensor:
+        """Share of the total distortion that lies on the samples of a boolean ``mask [n]``: ``[...]``.
 
-    def auc(self, mask: Tensor) -> Tensor:
+        Raises:
+            TypeError: a mask that is not boolean.
+            ValueError: another length.
+        """
+        total = self.per_sample.sum(-1)
+        return (self.per_sample * self._mask(mask)).sum(-1) / torch.where(total > 0, total, 1.0)
+
+    def auc(self, mask: ArrayLike) -> Tensor:
         """Chance that a sample of the boolean ``mask [n]`` is more distorted than one outside it, ties half: ``[...]``.
 
         Raises:
-            ValueError: a mask of all samples or of none.
+            TypeError: a mask that is not boolean.
+            ValueError: another length, or a mask of all samples or of none.
         """
+        mask = self._mask(mask)
         inside, outside = self.per_sample[..., mask], self.per_sample[..., ~mask]
         if not inside.shape[-1] or not outside.shape[-1]:
             raise ValueError(f"mask must be true for some samples and false for others, got {int(mask.sum())} true")
@@ -82,13 +89,21 @@ class Distortion:
         not_above = torch.searchsorted(ordered, inside.contiguous(), right=True)
         return (below + not_above).double().mean(-1) / (2 * outside.shape[-1])
 
-    def _checked(self, labels: Tensor) -> Tensor:
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels must be integers, got {labels.dtype}")
+    def _labels(self, labels: IndexLike) -> Tensor:
+        found = _checks.as_integers("labels", labels, self.per_sample.device)
         n = self.per_sample.shape[-1]
-        if labels.shape != (n,) or int(labels.min()) < 0:
-            raise ValueError(f"labels must be {n} numbers from 0, got shape {list(labels.shape)}")
-        return labels.long()
+        if found.shape != (n,) or int(found.min()) < 0:
+            raise ValueError(f"labels must be {n} numbers from 0, got shape {list(found.shape)}")
+        return found
+
+    def _mask(self, mask: ArrayLike) -> Tensor:
+        found = _checks.as_tensor("mask", mask).to(self.per_sample.device)
+        if found.dtype != torch.bool:
+            raise TypeError(f"mask must be boolean, got {found.dtype}")
+        n = self.per_sample.shape[-1]
+        if found.shape != (n,):
+            raise ValueError(f"mask must have shape [{n}], got {list(found.shape)}")
+        return found
 
 
 @outside_autocast

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.basis import Basis
@@ -49,9 +50,9 @@ class FunctionalMap:
         return replace(self, C=self.C.mT, evals_x=self.evals_y, evals_y=self.evals_x)
 
     @outside_autocast
-    def transfer(self, f: Tensor, basis_x: Basis, basis_y: Basis) -> Tensor:
+    def transfer(self, f: ArrayLike, basis_x: Basis, basis_y: Basis) -> Tensor:
         """Carry functions on x to functions on y: ``Phi_y C Phi_x^T f``, ``[..., n_x, p] -> [..., n_y, p]``."""
-        return basis_y.reconstruct(matmul(self.C, basis_x.project(f)))
+        return basis_y.reconstruct(matmul(self.C, basis_x.project(_checks.as_tensor("f", f))))
 
     def to(self, target: torch.device | torch.dtype | str) -> FunctionalMap:
         """Move to a device (a str names one), or cast to a dtype."""
@@ -104,8 +105,8 @@ def paired_map(basis_x: Basis, basis_y: Basis) -> FunctionalMap:
 def functional_map(
     basis_x: Basis,
     basis_y: Basis,
-    f_x: Tensor,
-    f_y: Tensor,
+    f_x: ArrayLike,
+    f_y: ArrayLike,
     *,
     laplacian_weight: float | Tensor = 1e-2,
     commutativity_weight: float | Tensor = 0.0,
@@ -221,7 +222,7 @@ def multiplication_operators(basis: Basis, f: Tensor) -> Tensor:
     return operators
 
 
-def _checked(name: str, f: Tensor, basis: Basis) -> Tensor:
+def _checked(name: str, f: ArrayLike, basis: Basis) -> Tensor:
     """Descriptors with columns of norm 1, after checking them against their basis."""
     f = at_least_single(_checks.check_points(name, f))
     if f.shape[-2] != basis.n:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files, ops
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.laplacian import Laplacian, Normalization, scipy_csr
 from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn, power_into_range, set_offsets
@@ -192,7 +193,7 @@ class Graph:
             self.rowptr, self.col.long(), self.weight, (total, total), check_invariants=False
         )
 
-    def update(self, x: Tensor) -> Graph:
+    def update(self, x: ArrayLike) -> Graph:
         """Build the graph of new values ``x [..., n, d]`` of the same samples in the same way, as between checkpoints.
 
         The neighbours are searched anew: limits from the old ones would save at most a tenth of the search, and take a
@@ -203,6 +204,7 @@ class Graph:
         """
         if self.weights not in WEIGHTS or self.metric not in METRICS or self.symmetrize not in SYMMETRIZATIONS:
             raise ValueError(f"the graph must come from build_graph to be updated, got metric={self.metric!r}")
+        x = _checks.as_tensor("x", x)
         wanted = (*self.batch_shape, self.n_nodes)
         if tuple(x.shape[:-1]) != wanted:
             raise ValueError(f"x must have shape {[*wanted, 'd']}, the samples of the graph, got {list(x.shape)}")
@@ -293,13 +295,13 @@ class Graph:
 
 @outside_autocast
 def build_graph(
-    x: Tensor,
+    x: ArrayLike,
     *,
     n_neighbors: int | None = None,
     metric: Metric = "angular",
     weights: Weights = "gaussian",
     symmetrize: Symmetrization = "mean",
-    batch: Tensor | None = None,
+    batch: IndexLike | None = None,
 ) -> Graph:
     r"""Build the symmetric k-nearest-neighbour graph of ``x``.
 

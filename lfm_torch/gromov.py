@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, outside_autocast
 
 # the plan and two scratch arrays of its size are held: 1.2 GB of float32
@@ -44,10 +45,10 @@ class Coupling:
 
 @outside_autocast
 def gromov_wasserstein(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
-    start: Tensor | None = None,
+    start: ArrayLike | None = None,
     schedule: tuple[float, ...] = SCHEDULE,
     max_iterations: int = 30,
     sweeps: int = 15,
@@ -83,7 +84,8 @@ def gromov_wasserstein(
     spread = float((fourth[0] * fourth[1]).sqrt())
     if not spread > 0:
         raise ValueError("x and y must have rows that differ, got all equal ones")
-    plan = _sinkhorn(signature_scores(x, y) if start is None else start.clone(), x.new_zeros(m), 50)[0]
+    scores = signature_scores(x, y) if start is None else _checks.as_tensor("start", start).to(x, copy=True)
+    plan = _sinkhorn(scores, x.new_zeros(m), 50)[0]
     potential = x.new_zeros(m)
     used, change, previous = 0, math.inf, schedule[0]
     for level in schedule:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, ops
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch.linalg.chebyshev import chebyshev_sums, heat_coefficients
 from lfm_torch.ops.knn import unit_rows
@@ -99,21 +100,24 @@ class Laplacian:
         return self.scalings[0].view(*self.graph.batch_shape, self.graph.n_nodes)
 
     @outside_autocast
-    def quadratic_form(self, x: Tensor) -> Tensor:
+    def quadratic_form(self, x: ArrayLike) -> Tensor:
         """Energies ``<x_i, L x_i>`` of functions ``[..., n, m]``, ``[..., m]``; the Dirichlet energy if "unnormalized".
 
         Of a ragged batch one of each graph, ``[b, m]``. Differentiable like :meth:`apply`.
         """
+        x = _checks.as_tensor("x", x)
         products = x * self.apply(x)
         if self.graph.offsets is None:
             return products.sum(-2)
         lengths = self.graph.offsets.diff().to(x.device)
         return torch.segment_reduce(products, "sum", lengths=lengths, axis=0)
 
-    def __matmul__(self, x: Tensor) -> Tensor:
+    def __matmul__(self, x: ArrayLike) -> Tensor:
         return self.apply(x)
 
-    def apply(self, x: Tensor, z: Tensor | None = None, *, a: float = 1.0, b: float = 0.0, c: float = 0.0) -> Tensor:
+    def apply(
+        self, x: ArrayLike, z: ArrayLike | None = None, *, a: float = 1.0, b: float = 0.0, c: float = 0.0
+    ) -> Tensor:
         """Return ``a L x + b x + c z`` in one pass over the edges.
 
         Args:
@@ -127,7 +131,8 @@ class Laplacian:
             TypeError: ``x`` has another dtype than the weights.
             ValueError: wrong shape.
         """
-        self._check_functions("x", x)
+        x = self._functions("x", x)
+        z = None if z is None else _checks.as_tensor("z", z)
         if z is not None and z.shape != x.shape:
             raise ValueError(f"z must have the shape of x, {list(x.shape)}, got {list(z.shape)}")
         graph = self.graph
@@ -138,7 +143,7 @@ class Laplacian:
         y = ops.laplacian_product(graph.rowptr, graph.col, graph.weight, *self.scalings, flat, other, a=a, b=b, c=c)
         return y.to(x.dtype).view(x.shape)
 
-    def recurrence(self, x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+    def recurrence(self, x: ArrayLike, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
         """A polynomial in L of ``x`` by a three-term recurrence: ``y_k = a_k L y_{k-1} + b_k y_{k-1} + c_k y_{k-2}``.
 
         With ``y_{-1} = x`` and ``y_{-2} = 0``; it is what as many calls of :meth:`apply` give, faster. Differentiable
@@ -157,7 +162,7 @@ class Laplacian:
         """
         if not coefficients:
             raise ValueError("coefficients must hold at least one step, got none")
-        self._check_functions("x", x)
+        x = self._functions("x", x)
         graph = self.graph
         recorded = torch.is_grad_enabled() and (x.requires_grad or graph.weight.requires_grad)
         if recorded or x.dtype != graph.weight.dtype:
@@ -170,7 +175,8 @@ class Laplacian:
         y = ops.laplacian_recurrence(graph.rowptr, graph.col, graph.weight, *self.scalings, flat, steps, graphs)
         return y.view(x.shape)
 
-    def _check_functions(self, name: str, x: Tensor) -> None:
+    def _functions(self, name: str, x: ArrayLike) -> Tensor:
+        x = _checks.as_tensor(name, x)
         expected = (*self.graph.batch_shape, self.graph.n_nodes)
         if tuple(x.shape[:-1]) != expected:
             raise ValueError(f"{name} must have shape {[*expected, 'm']}, got {list(x.shape)}")
@@ -180,9 +186,10 @@ class Laplacian:
                 f"{name} must have the dtype of the weights, {weights} (or be float16 or bfloat16 where that is "
                 f"float32), got {x.dtype}"
             )
+        return x
 
     @outside_autocast
-    def heat(self, x: Tensor, *, time: float | Sequence[float], tol: float | None = None) -> Tensor:
+    def heat(self, x: ArrayLike, *, time: float | Sequence[float], tol: float | None = None) -> Tensor:
         r"""Diffuse functions: ``exp(-t L) x``, without any eigenvector.
 
         Chebyshev expansion ``exp(-t L) = sum_k c_k T_k(L / h - 1)``, h half the bound of the spectrum, with
@@ -215,7 +222,7 @@ class Laplacian:
         times = [float(time)] if isinstance(time, (int, float)) else [float(t) for t in time]
         if not times or not all(0 <= t < math.inf for t in times):
             raise ValueError(f"time must be one or more finite numbers that are not negative, got {time}")
-        self._check_functions("x", x)
+        x = self._functions("x", x)
         tol = (1e-12 if x.dtype == torch.float64 else 1e-6) if tol is None else tol
         half = self.upper_bound / 2
         sums = chebyshev_sums(self, x, [heat_coefficients(t * half, tol) for t in times])

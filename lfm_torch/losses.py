@@ -14,10 +14,12 @@ of 32 do not hold a neighbour graph worth the name.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.basis import Basis, default_n_basis
 from lfm_torch.functional_map import functional_map, paired_map
@@ -45,24 +47,26 @@ class _AlignmentLoss(nn.Module):
         n_neighbors: int | None = None,
         metric: Metric = "angular",
         weights: Weights = "gaussian",
+        batched: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(n_neighbors, n_basis)
         # what the graph refuses whatever the points is refused here, not at the first step
         build_graph(torch.eye(3), n_neighbors=1, metric=metric, weights=weights)
         self.n_basis, self.n_neighbors, self.metric, self.weights = n_basis, n_neighbors, metric, weights
+        self.batched = batched
         self._told: set[str] = set()
 
     def extra_repr(self) -> str:
         """Settings, as ``print`` shows them."""
-        settings = ("n_basis", "n_neighbors", "metric", "weights")
+        settings = ("n_basis", "n_neighbors", "metric", "weights", "batched")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
 
     @outside_autocast
-    def target_basis(self, target: Tensor) -> Basis:
-        """Graph and basis of a target ``[..., n, d]``, to give instead of it where the same rows come again."""
+    def target_basis(self, target: ArrayLike) -> Basis:
+        """Graph and basis of a target ``[n, d]``, to give instead of it where the same rows come again."""
         with torch.no_grad():
-            return self._basis(_points("target", target))
+            return self._basis(self._points("target", target))
 
     def _basis(self, x: Tensor) -> Basis:
         n_neighbors, n_basis = self._sizes(x)
@@ -80,22 +84,29 @@ class _AlignmentLoss(nn.Module):
         n_neighbors, n_basis = sizes_for_batch(type(self).__name__, n, self.n_neighbors, self.n_basis, self._told)
         return n_neighbors, min(_N_BASIS, default_n_basis(n)) if n_basis is None else n_basis
 
-    def _check_target(self, x: Tensor, target: object, *, paired: bool = True) -> Tensor | Basis:
-        if not isinstance(target, (Tensor, Basis)):
-            raise TypeError(f"target must be a torch.Tensor or a Basis, got {type(target).__name__}")
-        rows = target.evecs.shape[:-1] if isinstance(target, Basis) else target.shape[:-1]
-        if paired and rows != x.shape[:-1]:
-            raise ValueError(
-                f"target must have the rows of x, {[*x.shape[:-1]]} (row i of both from the same input), got {[*rows]}"
-            )
-        device = target.evecs.device if isinstance(target, Basis) else target.device
-        if device != x.device:
-            raise ValueError(f"target must be on the device of x, {x.device}, got {device}")
-        return target
+    def _points(self, name: str, x: ArrayLike) -> Tensor:
+        return at_least_single(_checks.check_space(name, x, batched=self.batched))
+
+    def _checked(
+        self, x: ArrayLike, target: ArrayLike | Basis, *, paired: bool = True
+    ) -> tuple[Tensor, Tensor | Basis]:
+        """Points of the student, and of the target where it is no basis already, after checking that they fit."""
+        if not isinstance(target, (Tensor, np.ndarray, Basis)):
+            raise TypeError(f"target must be a torch.Tensor, a numpy.ndarray or a Basis, got {type(target).__name__}")
+        x = self._points("x", x)
+        if not isinstance(target, Basis):
+            target = self._points("target", target)
+        given = target.evecs if isinstance(target, Basis) else target
+        if paired and given.shape[:-1] != x.shape[:-1]:
+            rows, got = [*x.shape[:-1]], [*given.shape[:-1]]
+            raise ValueError(f"target must have the rows of x, {rows} (row i of both from the same input), got {got}")
+        if given.device != x.device:
+            raise ValueError(f"target must be on the device of x, {x.device}, got {given.device}")
+        return x, target
 
 
 class LFMAlignmentLoss(_AlignmentLoss):
-    """``1 - similarity`` of two spaces, differentiated through graph, eigenpairs and map; mean over the batch.
+    """``1 - similarity`` of two spaces, differentiated through graph, eigenpairs and map.
 
     The choice of neighbours is held fixed at each step; the gradient flows through the distances to them.
 
@@ -105,6 +116,8 @@ class LFMAlignmentLoss(_AlignmentLoss):
         n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300; else as ``n_basis``.
         metric: Metric of the graphs, see :func:`lfm_torch.knn`.
         weights: Edge weights, see :func:`lfm_torch.build_graph`.
+        batched: Take leading dimensions ``[..., n, d]`` for separate spaces; the loss is their mean. Otherwise what a
+            layer gives in more than two dimensions is to be flattened or pooled.
         reading: Which measure of the map; of a distance ("orthogonality_error", ...) the loss is its value. "heat" and
             "overlap" do not depend on the basis chosen inside a repeated eigenvalue; "lfm" does, and has no gradient
             there. With descriptors take "lfm" or "orthogonality_error".
@@ -132,9 +145,10 @@ class LFMAlignmentLoss(_AlignmentLoss):
         n_neighbors: int | None = None,
         metric: Metric = "angular",
         weights: Weights = "gaussian",
+        batched: bool = False,
         reading: str = "heat",
     ) -> None:
-        super().__init__(n_basis=n_basis, n_neighbors=n_neighbors, metric=metric, weights=weights)
+        super().__init__(n_basis=n_basis, n_neighbors=n_neighbors, metric=metric, weights=weights, batched=batched)
         _checks.check_choice("reading", reading, [name for name in MAP_MEASURES if MAP_MEASURES[name].paired])
         self.reading = reading
 
@@ -143,15 +157,17 @@ class LFMAlignmentLoss(_AlignmentLoss):
         return f"{super().extra_repr()}, reading={self.reading!r}"
 
     @outside_autocast
-    def forward(self, x: Tensor, target: Tensor | Basis, descriptors: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: ArrayLike, target: ArrayLike | Basis, descriptors: tuple[ArrayLike, ArrayLike] | None = None
+    ) -> Tensor:
         """Return the loss, a scalar in float32 or float64; in [0, 1] for a similarity of paired rows.
 
         Args:
-            x: ``[..., n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under
+            x: ``[n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under
                 autocast.
-            target: ``[..., n, d_target]`` whose row i comes from the input of row i of ``x``, or the Basis that
+            target: ``[n, d_target]`` whose row i comes from the input of row i of ``x``, or the Basis that
                 :meth:`target_basis` made of it. A tensor that requires gradients is aligned as well: detach a teacher.
-            descriptors: Functions that should correspond, ``(f_x [..., n, p], f_target [..., n_target, p])``, as
+            descriptors: Functions that should correspond, ``(f_x [n, p], f_target [n_target, p])``, as
                 :mod:`lfm_torch.descriptors` makes them. Then rows need not: the map is solved for, see
                 :func:`functional_map`.
 
@@ -159,15 +175,15 @@ class LFMAlignmentLoss(_AlignmentLoss):
             TypeError: not floating-point tensors.
             ValueError: rows that do not pair, a reading that needs them to, and what graph, basis and map refuse.
         """
-        target = self._check_target(x, target, paired=descriptors is None)
-        basis_x = self._basis(_points("x", x))
-        basis_y = target if isinstance(target, Basis) else self._basis(_points("target", target))
+        x, target = self._checked(x, target, paired=descriptors is None)
+        basis_x = self._basis(x)
+        basis_y = target if isinstance(target, Basis) else self._basis(target)
         basis_y = basis_y.to(basis_x.evecs.dtype)
         if descriptors is None:
             fmap = paired_map(basis_x, basis_y)
         else:
             _checks.check_choice("reading with descriptors", self.reading, _UNPAIRED)
-            f_x, f_y = (f.to(basis_x.evecs.dtype) for f in descriptors)
+            f_x, f_y = (_checks.as_tensor("descriptors", f).to(basis_x.evecs.dtype) for f in descriptors)
             fmap = functional_map(basis_x, basis_y, f_x, f_y)
         measure = MAP_MEASURES[self.reading]
         value = measure.read(Maps.of(fmap)).mean()
@@ -175,7 +191,7 @@ class LFMAlignmentLoss(_AlignmentLoss):
 
 
 class DirichletAlignmentLoss(_AlignmentLoss):
-    """Dirichlet energy of the target's basis on the graph of ``x``, ``Tr(Phi_T^T L_x Phi_T) / m``; mean over the batch.
+    """Dirichlet energy of the target's basis on the graph of ``x``, ``Tr(Phi_T^T L_x Phi_T) / m``.
 
     The target's eigenfunctions are constants, and only ``L_x`` is differentiated: one Laplacian product forward, one
     edge pass backward. It is the mean of the target's eigenvalues where both graphs agree, and about 1 where they have
@@ -187,6 +203,8 @@ class DirichletAlignmentLoss(_AlignmentLoss):
         n_neighbors: Neighbours in the graphs; None takes 15% of the rows, at most 300; else as ``n_basis``.
         metric: Metric of the graphs, see :func:`lfm_torch.knn`.
         weights: Edge weights, see :func:`lfm_torch.build_graph`.
+        batched: Take leading dimensions ``[..., n, d]`` for separate spaces; the loss is their mean. Otherwise what a
+            layer gives in more than two dimensions is to be flattened or pooled.
 
     Raises:
         ValueError: settings that no graph or basis can have.
@@ -201,25 +219,22 @@ class DirichletAlignmentLoss(_AlignmentLoss):
     """
 
     @outside_autocast
-    def forward(self, x: Tensor, target: Tensor | Basis) -> Tensor:
+    def forward(self, x: ArrayLike, target: ArrayLike | Basis) -> Tensor:
         """Return the loss, a scalar in [0, 2] in float32 or float64.
 
         Args:
-            x: ``[..., n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under
+            x: ``[n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under
                 autocast.
-            target: ``[..., n, d_target]`` whose row i comes from the input of row i of ``x``, or the Basis that
+            target: ``[n, d_target]`` whose row i comes from the input of row i of ``x``, or the Basis that
                 :meth:`target_basis` made of it. No gradient flows into it.
 
         Raises:
             TypeError: not floating-point tensors.
             ValueError: rows that do not pair, and what the graph and the basis refuse.
         """
-        target = self._check_target(x, target)
-        laplacian = self._graph(_points("x", x)).laplacian()
-        basis = target if isinstance(target, Basis) else self.target_basis(target)
+        x, target = self._checked(x, target)
+        laplacian = self._graph(x).laplacian()
+        with torch.no_grad():
+            basis = target if isinstance(target, Basis) else self._basis(target)
         evecs = basis.evecs.detach().to(laplacian.graph.weight.dtype)
         return (evecs * (laplacian @ evecs)).sum((-2, -1)).mean() / basis.n_basis
-
-
-def _points(name: str, x: Tensor) -> Tensor:
-    return at_least_single(_checks.check_points(name, x))

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.correspondence import spectral_points
 from lfm_torch.functional_map import functional_map
-from lfm_torch.transfer import paired_rows
+from lfm_torch.transfer import row_pairs
 
 NAMES = ("laplacian_weight", "commutativity_weight", "orthogonality_weight")
 
@@ -38,9 +38,9 @@ class MapWeights:
 def choose_weights(
     basis_x: Basis,
     basis_y: Basis,
-    f_x: Tensor,
-    f_y: Tensor,
-    anchors: Tensor,
+    f_x: ArrayLike,
+    f_y: ArrayLike,
+    anchors: IndexLike,
     *,
     laplacian_weights: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
     commutativity_weights: Sequence[float] = (0.0, 1e-1),
@@ -74,8 +74,9 @@ def choose_weights(
         >>> sorted(choose_weights(basis, basis, f, f, torch.stack([rows, rows], 1)).weights)
         ['commutativity_weight', 'laplacian_weight', 'orthogonality_weight']
     """
-    paired_rows(basis_x.evecs, basis_y.evecs, anchors)
-    p = len(anchors)
+    pairs = row_pairs("anchors", anchors, basis_x.evecs, basis_y.evecs)
+    f_x, f_y = _checks.as_tensor("f_x", f_x), _checks.as_tensor("f_y", f_y)
+    p = len(pairs)
     _checks.check_range("n_folds", n_folds, 2, p, "the number of anchors")
     if f_x.shape[-1] % p or f_x.shape[-1] == 0:
         raise ValueError(f"f_x must have a multiple of {p} columns, the functions of each anchor, got {f_x.shape[-1]}")
@@ -99,7 +100,7 @@ def choose_weights(
                 orthogonality_weight=orthogonality,
             )
             points_x, points_y = spectral_points(fmap, basis_x, basis_y)
-            left_out = anchors[fold == part]
+            left_out = pairs[fold == part]
             distance = torch.cdist(points_x[left_out[:, 0]], points_y)
             own = distance.gather(1, left_out[:, 1:])
             ranks = (distance < own).sum(1) + ((distance == own).sum(1) + 1) / 2

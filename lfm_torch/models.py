@@ -208,7 +208,7 @@ def _arrays(path: Path) -> dict[str, Tensor]:
             # copy on write: torch knows no read-only tensors, and nothing here writes
             loaded = np.load(path, mmap_mode="c" if path.suffix == ".npy" else None, allow_pickle=False)
             arrays = {SINGLE_LAYER: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-            return {name: torch.from_numpy(_native(array)) for name, array in arrays.items()}
+            return {name: _checks.from_numpy(array) for name, array in arrays.items()}
         except (ValueError, OSError, EOFError, TypeError) as error:
             raise ValueError(f"{path} must be a readable file of numbers, got: {error}") from error
     content = read_tensors(path, mapped=True)
@@ -217,8 +217,3 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and content and all(isinstance(x, Tensor) for x in content.values()):
         return {str(name): x for name, x in content.items()}
     raise ValueError(f"{path} must hold a tensor or a dict of tensors, got {type(content).__name__}")
-
-
-def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    # torch knows the byte order of this machine only
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, ops
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch._warnings import note
 from lfm_torch.ops.knn import METRICS, NeighborDistances, knn_ragged_reference, knn_reference, unit_rows
@@ -57,14 +58,14 @@ def default_n_neighbors(n: int) -> int:
 
 @outside_autocast
 def knn(
-    x: Tensor,
-    y: Tensor | None = None,
+    x: ArrayLike,
+    y: ArrayLike | None = None,
     *,
     n_neighbors: int,
     metric: Metric = "euclidean",
     backend: Backend = "auto",
-    batch: Tensor | None = None,
-    batch_y: Tensor | None = None,
+    batch: IndexLike | None = None,
+    batch_y: IndexLike | None = None,
     memory_budget: float | None = None,
 ) -> Neighbors:
     """Find the exact k nearest neighbours of every row of ``x`` among the rows of ``y`` (or of ``x`` itself).
@@ -152,17 +153,14 @@ def knn(
     return found._with(found.indices, distances * power_y if metric == "inner_product" else distances)
 
 
-def set_offsets(name: str, batch: Tensor, n: int) -> Tensor:
+def set_offsets(name: str, batch: IndexLike, n: int) -> Tensor:
     """Return the int64 offsets ``[s + 1]``, on the CPU, of a PyG-style batch vector ``[n]`` or of offsets.
 
     Raises:
-        TypeError: not an integer tensor.
+        TypeError: not integers.
         ValueError: neither ``n`` ascending numbers of sets, nor offsets ascending from 0 to ``n``.
     """
-    if not isinstance(batch, Tensor) or batch.is_floating_point() or batch.is_complex() or batch.dtype == torch.bool:
-        kind = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
-        raise TypeError(f"{name} must be an integer tensor, got {kind}")
-    values = batch.detach().cpu().long()
+    values = _checks.as_integers(name, batch, torch.device("cpu"))
     wanted = f"the set of each of the {n} rows, ascending, or offsets ascending from 0 to {n}"
     if values.dim() != 1 or values.numel() == 0 or bool((values.diff() < 0).any()) or int(values[0]) < 0:
         raise ValueError(f"{name} must be {wanted}, got shape {list(values.shape)}, or values out of order")
@@ -177,7 +175,9 @@ def set_offsets(name: str, batch: Tensor, n: int) -> Tensor:
 Offsets = tuple[Tensor, Tensor | None]
 
 
-def _check_ragged(x: Tensor, y: Tensor | None, batch: Tensor | None, batch_y: Tensor | None, backend: str) -> Offsets:
+def _check_ragged(
+    x: Tensor, y: Tensor | None, batch: IndexLike | None, batch_y: IndexLike | None, backend: str
+) -> Offsets:
     """Offsets of the sets in ``x`` and in ``y``."""
     if batch is None or (y is None) != (batch_y is None):
         raise ValueError("batch must be given with x, and batch_y with y and only then")

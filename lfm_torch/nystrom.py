@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.graph import Graph, _directed_weights
 from lfm_torch.neighbors import Metric, knn
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _LEAST = 1e-3
 
 
-def extend_basis(basis: Basis, x_new: Tensor, *, x: Tensor, graph: Graph) -> Tensor:
+def extend_basis(basis: Basis, x_new: ArrayLike, *, x: ArrayLike, graph: Graph) -> Tensor:
     """Values of the basis at new points; see :meth:`Basis.extend`."""
     x, x_new = _checks.check_points("x", x), _checks.check_points("x_new", x_new)
     _checks.check_same_device_dtype("x", x, "x_new", x_new)

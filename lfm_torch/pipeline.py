@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import matmul, outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.baselines.points import Points
@@ -28,7 +30,7 @@ from lfm_torch.similarity import Maps
 
 @outside_autocast
 def representation_basis(
-    x: Tensor,
+    x: ArrayLike,
     *,
     n_neighbors: int | None = None,
     n_basis: int | None = None,
@@ -44,6 +46,7 @@ def representation_basis(
     Raises:
         ValueError: rows that are all equal, and what :func:`build_graph` and :func:`spectral_basis` refuse.
     """
+    x = _checks.as_tensor("x", x)
     graph = representation_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
     return graph_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start)
 
@@ -121,48 +124,49 @@ def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
     return replace(basis, evecs=torch.cat([turned, basis.evecs[..., null:]], -1))
 
 
-def check_paired(x: Tensor, y: Tensor) -> None:
-    """Raise unless ``x [..., n, d_x]`` and ``y [..., n, d_y]`` are representations of the same samples."""
-    x, y = _checks.check_points("x", x), _checks.check_points("y", y)
+def check_pair(x: object, y: object, *, batched: bool | None = None) -> tuple[Tensor, Tensor]:
+    """Return ``x [n, d_x]`` and ``y [n, d_y]``, or raise unless they are representations of the same samples.
+
+    With ``batched`` they may have leading dimensions; None is for callers that take no batch.
+    """
+    x, y = _checks.check_space("x", x, batched=batched), _checks.check_space("y", y, batched=batched)
     _checks.check_same_device_dtype("x", x, "y", y)
     if x.shape[:-1] != y.shape[:-1]:
         raise ValueError(
             f"y must have the rows of x, shape {[*x.shape[:-1], 'd']} (row i of both from the same input), "
             f"got {list(y.shape)}"
         )
-
-
-def check_pair(x: Tensor, y: Tensor) -> None:
-    """Raise unless ``x [n, d_x]`` and ``y [n, d_y]`` are two representations of the same samples, and no batch."""
-    check_paired(x, y)
-    if x.dim() != 2:
-        raise ValueError(f"x must be one representation, shape [n, d], got {list(x.shape)}")
+    return x, y
 
 
 @outside_autocast
 def similarity(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_neighbors: int | None = None,
     n_basis: int | None = None,
     metric: Metric = "angular",
     weights: Weights = "gaussian",
+    batched: bool = False,
 ) -> dict[str, Tensor]:
     """Compare two representations of the same samples.
 
     Args:
-        x: ``[..., n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input. Feature maps and tokens are to be
+            flattened (``x.flatten(1)``) or pooled (``x.mean((2, 3))``, ``x.mean(1)``).
+        y: ``[n, d_y]``.
         measures: One name or several; :data:`lfm_torch.measures.MEASURES` describes them all.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
         n_basis: Eigenvectors per space, less than n; None takes a quarter of the samples, at most 50.
         metric: Metric of the graphs, see :func:`knn`.
         weights: Edge weights, see :func:`build_graph`.
+        batched: Compare many pairs at once, ``x [..., n, d_x]`` and ``y [..., n, d_y]`` with the same leading
+            dimensions, each entry for itself.
 
     Returns:
-        The measures by name, each ``[...]``.
+        The measures by name, each a scalar, or ``[...]`` where ``batched``.
 
     Raises:
         TypeError: not floating-point tensors, or different dtypes.
@@ -178,7 +182,7 @@ def similarity(
         {'lfm': 1.0, 'overlap': 1.0, 'heat': 1.0}
     """
     measures = check_measures(measures)
-    check_paired(x, y)
+    x, y = check_pair(x, y, batched=batched)
     scores: dict[str, Tensor] = {}
     if any(name in MAP_MEASURES for name in measures):
         bases = [
@@ -198,11 +202,11 @@ def similarity(
 
 
 @overload
-def distortion(x: Tensor, y: Tensor, **settings: Any) -> Distortion: ...
+def distortion(x: ArrayLike, y: ArrayLike, **settings: Any) -> Distortion: ...
 @overload
 def distortion(x: FunctionalMap, y: Basis) -> Distortion: ...
 @outside_autocast
-def distortion(x: Tensor | FunctionalMap, y: Tensor | Basis, **settings: Any) -> Distortion:
+def distortion(x: ArrayLike | FunctionalMap, y: ArrayLike | Basis, **settings: Any) -> Distortion:
     """Distortion of each sample of y: the share of the functions around it that does not arrive from x.
 
     ``distortion(x, y)`` builds graphs, bases and the map of two representations of the same samples, as
@@ -232,9 +236,9 @@ def distortion(x: Tensor | FunctionalMap, y: Tensor | Basis, **settings: Any) ->
         if settings:
             raise TypeError(f"settings must be left out beside a map, which is made already, got {', '.join(settings)}")
         return map_distortion(x, y)
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+    if not (isinstance(x, (Tensor, np.ndarray)) and isinstance(y, (Tensor, np.ndarray))):
         got = f"{type(x).__name__} and {type(y).__name__}"
         raise TypeError(f"x and y must be two representations, or a FunctionalMap and the Basis of y, got {got}")
-    check_pair(x, y)
-    basis_x, basis_y = (representation_basis(points, **settings) for points in (x, y))
+    pair = check_pair(x, y)
+    basis_x, basis_y = (representation_basis(points, **settings) for points in pair)
     return map_distortion(paired_map(basis_x, basis_y), basis_y)

@@ -225,7 +225,7 @@ def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
     if isinstance(data, (tuple, list)) and data and isinstance(data[0], (Tensor, np.ndarray)):
         data = data[0]
     if isinstance(data, np.ndarray):
-        data = torch.from_numpy(data)
+        data = _checks.as_tensor("data", data)
     if isinstance(data, Tensor):
         if data.dim() < 1 or len(data) == 0:
             raise ValueError(f"data must have shape [n, ...] with at least one sample, got {list(data.shape)}")
@@ -250,9 +250,11 @@ def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
 
 
 def _split_columns(data: Mapping[str, Any], batch_size: int) -> list[dict[str, Any]]:
-    wrong = [f"{key!r}: {type(value).__name__}" for key, value in data.items() if not isinstance(value, Tensor)]
+    known = (Tensor, np.ndarray)
+    wrong = [f"{key!r}: {type(value).__name__}" for key, value in data.items() if not isinstance(value, known)]
     if wrong or not data:
         raise TypeError(f"data must be a dict of tensors, got {', '.join(wrong) or 'an empty one'}")
+    data = {key: _checks.as_tensor(f"data[{key!r}]", value) for key, value in data.items()}
     sizes = {len(value) if value.dim() else 0 for value in data.values()}
     if len(sizes) > 1 or sizes == {0}:
         shapes = {key: list(value.shape) for key, value in data.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import default_n_basis
@@ -65,8 +66,8 @@ class Significance:
 
 @outside_autocast
 def significance(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_permutations: int = 100,
@@ -111,7 +112,7 @@ def significance(
     Source: Phipson & Smyth 2010 for the p-value; Shao & Wu 1989 for the delete-half jackknife.
     """
     measures = check_measures(measures)
-    check_pair(x, y)
+    x, y = check_pair(x, y)
     _checks.check_range("n_permutations", n_permutations, 2, 2**31 - 1, "shuffles")
     if n_splits != 0:
         _checks.check_range("n_splits", n_splits, 2, 2**31 - 1, "halves, or 0 for none")
@@ -181,7 +182,7 @@ def _over_halves(
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.no_grad():
         for part in torch.split(rows, max(1, _HALVES_ENTRIES // size**2)):
-            scores = similarity(x[part], y[part], measures=measures, **halved)
+            scores = similarity(x[part], y[part], measures=measures, batched=True, **halved)
             for name, values in scores.items():
                 found[name].append(values.double().cpu())
     return {name: torch.cat(values) for name, values in found.items()}
@@ -228,8 +229,8 @@ class Sensitivity:
 
 @outside_autocast
 def sensitivity(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     measures: str | Sequence[str] = DEFAULT_MEASURES,
     n_samples: Sequence[int] | None = None,
@@ -269,7 +270,7 @@ def sensitivity(
         {'n_samples': [100, 200], 'n_neighbors': [15, 30], 'n_basis': [5, 10]}
     """
     measures = check_measures(measures)
-    check_pair(x, y)
+    x, y = check_pair(x, y)
     n = len(x)
     k = default_n_neighbors(n)
     m = default_n_basis(n)

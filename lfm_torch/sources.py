@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.jobs.fingerprints import DigestOf, digest, value_digest
 
 if TYPE_CHECKING:
@@ -56,9 +58,9 @@ class Source(Mapping[str, Any]):
 
 
 class Given(Source):
-    """Tensors in memory, or any mapping that gives them: ``{network: {layer: [n, d]}}`` or ``{network: [n, d]}``."""
+    """Tensors or arrays, or any mapping that gives them: ``{network: {layer: [n, d]}}`` or ``{network: [n, d]}``."""
 
-    def __init__(self, representations: Mapping[str, Tensor | Mapping[str, Tensor]]) -> None:
+    def __init__(self, representations: Mapping[str, ArrayLike | Mapping[str, ArrayLike]]) -> None:
         self._given = representations
         try:
             tensors = (x for value in representations.values() for x in _layers_of(value).values())
@@ -73,13 +75,20 @@ class Given(Source):
     def __iter__(self) -> Iterator[str]:
         return iter(self._given)
 
-    def __getitem__(self, name: str) -> Tensor | Mapping[str, Tensor]:
+    def __getitem__(self, name: str) -> ArrayLike | Mapping[str, ArrayLike]:
         return self._given[name]
 
     def identities(self, name: str, digest_of: DigestOf) -> dict[str, str]:
-        """Return digests of the tensors themselves; what is no tensor is refused where it is read."""
+        """Return digests of the values themselves; what is no tensor or array is refused where it is read."""
         layers = _layers_of(self._given[name])
-        return {layer: value_digest(x) if isinstance(x, Tensor) else digest("no tensor") for layer, x in layers.items()}
+        return {layer: _digest(layer, x) for layer, x in layers.items()}
+
+
+def _digest(layer: str, x: Any) -> str:
+    try:
+        return value_digest(_checks.as_tensor(layer, x))
+    except TypeError:
+        return digest("no tensor")
 
 
 def _layers_of(value: Any) -> Mapping[str, Any]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks, _files
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
-from lfm_torch.correspondence import check_rows
 
 TranslatorKind = Literal["orthogonal", "linear", "affine", "ridge"]
 KINDS = ("orthogonal", "linear", "affine", "ridge")
@@ -42,8 +42,9 @@ class Translator:
         return f"Translator({self.kind}, {d_x} -> {d_y}, from {self.n_pairs} pairs, {self.matrix.dtype})"
 
     @outside_autocast
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: ArrayLike) -> Tensor:
         """Carry ``x [..., n, d_x]`` to y's space, ``[..., n, d_y]``."""
+        x = _checks.as_tensor("x", x)
         if x.shape[-1] != self.matrix.shape[-2]:
             raise ValueError(f"x must have {self.matrix.shape[-2]} features, got shape {list(x.shape)}")
         x, own = at_least_single(x), at_least_single(self)
@@ -86,12 +87,12 @@ class Translator:
 
 @outside_autocast
 def fit_translator(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
-    pairs: Tensor | None = None,
+    pairs: IndexLike | None = None,
     kind: TranslatorKind = "orthogonal",
-    weights: Tensor | None = None,
+    weights: ArrayLike | None = None,
     robust: bool = False,
     ridge: float = 1e-2,
 ) -> Translator:
@@ -136,7 +137,7 @@ def fit_translator(
         raise ValueError(f"ridge must not be negative, got {ridge}")
     x, y = paired_rows(x, y, pairs)
     p = x.shape[-2]
-    weight = x.new_ones(p) if weights is None else weights.to(x)
+    weight = x.new_ones(p) if weights is None else _checks.as_tensor("weights", weights).to(x)
     if weight.shape != (p,) or not bool((weight >= 0).all()) or not bool(weight.sum() > 0):
         raise ValueError(f"weights must be {p} non-negative numbers, not all zero, got shape {list(weight.shape)}")
     fitted = _fit(x, y, weight, kind, ridge)
@@ -147,18 +148,29 @@ def fit_translator(
     return fitted
 
 
-def paired_rows(x: Tensor, y: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
+def paired_rows(x: Tensor, y: Tensor, pairs: IndexLike | None) -> tuple[Tensor, Tensor]:
     """The corresponding rows of both, ``[..., p, d]``; checks ``pairs``."""
     if pairs is None:
         if x.shape[:-1] != y.shape[:-1]:
             raise ValueError(f"y must have the rows of x, {x.shape[-2]}, or pairs be given, got {list(y.shape)}")
         return x, y
-    if not isinstance(pairs, Tensor) or pairs.dim() != 2 or pairs.shape[-1] != 2 or len(pairs) == 0:
-        got = list(pairs.shape) if isinstance(pairs, Tensor) else type(pairs).__name__
-        raise ValueError(f"pairs must be a tensor [p, 2] of (row of x, row of y), p at least 1, got {got}")
-    check_rows("pairs[:, 0]", pairs[:, 0], x.shape[-2])
-    check_rows("pairs[:, 1]", pairs[:, 1], y.shape[-2])
-    return x[..., pairs[:, 0], :], y[..., pairs[:, 1], :]
+    known = row_pairs("pairs", pairs, x, y)
+    return x[..., known[:, 0], :], y[..., known[:, 1], :]
+
+
+def row_pairs(name: str, pairs: IndexLike, x: Tensor, y: Tensor) -> Tensor:
+    """Return pairs ``[p, 2]`` of (row of x, row of y), on their device.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: another shape, no pair, out of range.
+    """
+    found = _checks.as_integers(name, pairs, x.device)
+    if found.dim() != 2 or found.shape[-1] != 2 or len(found) == 0:
+        raise ValueError(f"{name} must be [p, 2] (row of x, row of y), p at least 1, got {list(found.shape)}")
+    _checks.check_rows(f"{name}[:, 0]", found[:, 0], x.shape[-2], x.device)
+    _checks.check_rows(f"{name}[:, 1]", found[:, 1], y.shape[-2], x.device)
+    return found
 
 
 def _fit(x: Tensor, y: Tensor, weight: Tensor, kind: str, ridge: float) -> Translator:
@@ -185,7 +197,7 @@ def _fit(x: Tensor, y: Tensor, weight: Tensor, kind: str, ridge: float) -> Trans
 
 
 @outside_autocast
-def relative_representations(x: Tensor, anchors: Tensor) -> Tensor:
+def relative_representations(x: ArrayLike, anchors: IndexLike) -> Tensor:
     """Cosines of the rows of ``x`` to anchor rows: two spaces become comparable without a map.
 
     Args:
@@ -201,11 +213,11 @@ def relative_representations(x: Tensor, anchors: Tensor) -> Tensor:
     Source: Moschella et al. 2023 (arXiv 2209.15430), equation 1.
     """
     x = _checks.check_points("x", x)
-    if isinstance(anchors, Tensor) and anchors.is_floating_point():
-        chosen = _checks.check_points("anchors", anchors)
+    given = anchors if isinstance(anchors, (list, tuple)) else _checks.as_tensor("anchors", anchors)
+    if isinstance(given, Tensor) and given.is_floating_point():
+        chosen = _checks.check_points("anchors", given)
     else:
-        check_rows("anchors", anchors, x.shape[-2])
-        chosen = x[..., anchors, :]
+        chosen = x[..., _checks.check_rows("anchors", given, x.shape[-2], x.device), :]
     x, chosen = at_least_single(x), at_least_single(chosen)
     return nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(chosen, dim=-1).mT
 

@@ -155,12 +155,16 @@ def test_coupling_is_a_coupling_and_signatures_ignore_order() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"anchors": torch.tensor([[0, 300]])}, ValueError, r"pairs\[:, 1\] must lie in \[0, 50\)"),
-        ({"anchors": torch.rand(3, 2)}, TypeError, "must be a tensor of integers"),
+        ({"anchors": torch.tensor([[0, 300]])}, ValueError, r"anchors\[:, 1\] must lie in \[0, 50\)"),
+        ({"anchors": torch.rand(3, 2)}, TypeError, "anchors must be integers, got torch.float32"),
         ({"method": "descriptors"}, ValueError, "method must be 'auto' or 'coupling' where no anchors"),
         ({"metric": "inner_product"}, ValueError, "metric must be one of 'angular', 'cosine', 'euclidean'"),
         ({"labels": (torch.zeros(50).long(), torch.ones(50).long())}, ValueError, "labels must have a class that both"),
-        ({"labels": (torch.zeros(9).long(), torch.ones(50).long())}, ValueError, r"labels\[0\] must have shape \[50\]"),
+        (
+            {"labels": (torch.zeros(9).long(), torch.ones(50).long())},
+            ValueError,
+            r"labels\[0\] must be 50 numbers from 0",
+        ),
         ({"y": torch.randn(5, 3)}, ValueError, r"y must have shape \[n, d\] with at least 10 rows"),
         ({"y": torch.ones(50, 3)}, ValueError, "y must have rows that differ"),
         ({"y": torch.full((50, 3), torch.nan)}, ValueError, "y must be finite"),

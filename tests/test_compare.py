@@ -173,7 +173,7 @@ def test_what_fails_is_reported_and_the_rest_compared() -> None:
     assert "must have the 80 rows of the others, got 50" in reasons["short", "a"]
     assert "zero in row 7" in reasons["short", "b"]
     assert "float16, bfloat16, float32 or float64, got torch.int64" in reasons["odd", "a"]
-    assert "shape [n, d], got [2, 80, 3]" in reasons["odd", "b"]
+    assert "shape [n, d], a row per sample, got [2, 80, 3]" in reasons["odd", "b"]
     assert [(item.checkpoint, item.layer) for item in comparison.items] == [("good", "a"), ("good", "b"), ("nan", "a")]
     between = comparison.between_checkpoints("heat", "b")
     assert not bool(between[0, 0].isnan())

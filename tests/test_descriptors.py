@@ -138,7 +138,7 @@ def test_farthest_points_spread_out() -> None:
 def test_anchors_are_checked(cloud: Tensor) -> None:
     for wrong, error, message in (
         (torch.tensor([60]), ValueError, r"anchors must lie in \[0, 60\)"),
-        (torch.tensor([0.5]), TypeError, "anchors must be a tensor of integers"),
+        (torch.tensor([0.5]), TypeError, "anchors must be integers, got torch.float32"),
         (torch.zeros(0).long(), ValueError, r"anchors must have shape \[p\]"),
     ):
         with pytest.raises(error, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import test_cuda_library as cuda
@@ -58,9 +59,9 @@ def check_basis(graph: lfm.Graph, basis: lfm.Basis, m: int, tol: float) -> None:
 @pytest.mark.parametrize("batch", [(), (1,), (4,)])
 def test_similarity(fresh: torch.Generator, batch: tuple[int, ...]) -> None:
     x, y = spaces(fresh, 203, batch)
-    measures = ("lfm", "overlap", "heat", "linear_cka")
-    got = lfm.similarity(x.to(DEVICE), y.to(DEVICE), n_neighbors=15, n_basis=6, measures=measures)
-    wanted = lfm.similarity(x.double(), y.double(), n_neighbors=15, n_basis=6, measures=measures)
+    options: Any = {"n_neighbors": 15, "n_basis": 6, "measures": ("lfm", "overlap", "heat", "linear_cka")}
+    got = lfm.similarity(x.to(DEVICE), y.to(DEVICE), batched=bool(batch), **options)
+    wanted = lfm.similarity(x.double(), y.double(), batched=bool(batch), **options)
     for name, value in wanted.items():
         assert got[name].device.type == DEVICE.type
         torch.testing.assert_close(got[name].double().cpu(), value, atol=1e-3, rtol=0, msg=name)

@@ -77,7 +77,7 @@ def test_values_are_the_definitions() -> None:
 @pytest.mark.parametrize("make", LOSSES)
 def test_a_batch_is_the_mean_of_its_spaces(make: Callable[..., Loss]) -> None:
     x, target = spaces(40, batch=(3,))
-    loss = make(n_basis=6)
+    loss = make(n_basis=6, batched=True)
     alone = torch.stack([loss(x[i], target[i]) for i in range(3)]).mean()
     torch.testing.assert_close(loss(x, target), alone, atol=1e-5, rtol=1e-4)
 
@@ -123,7 +123,7 @@ def test_what_they_refuse(make: Callable[..., Loss]) -> None:
     loss = make(n_basis=8)
     with pytest.raises(ValueError, match=r"target must have the rows of x, \[60\].*got \[59\]"):
         loss(x, target[1:])
-    with pytest.raises(TypeError, match=r"target must be a torch.Tensor or a Basis, got list"):
+    with pytest.raises(TypeError, match=r"target must be a torch.Tensor, a numpy.ndarray or a Basis, got list"):
         loss(x, target.tolist())
     with pytest.raises(TypeError, match="x must be float16"):
         loss(x.long(), target)
@@ -144,7 +144,8 @@ def test_what_they_refuse(make: Callable[..., Loss]) -> None:
 
 def test_settings_show() -> None:
     assert repr(LFMAlignmentLoss(n_basis=8)) == (
-        "LFMAlignmentLoss(n_basis=8, n_neighbors=None, metric='angular', weights='gaussian', reading='heat')"
+        "LFMAlignmentLoss(n_basis=8, n_neighbors=None, metric='angular', weights='gaussian', batched=False, "
+        "reading='heat')"
     )
 
 

@@ -218,7 +218,7 @@ def test_permuted_state_is_the_state_of_permuted_rows(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_batched_is_one_by_one(name: str) -> None:
     x, y = randn(2, 60, 4), randn(2, 60, 3, seed=1)
-    scores = lfm.similarity(x, y, measures=[name], n_neighbors=10, n_basis=6)[name]
+    scores = lfm.similarity(x, y, measures=[name], n_neighbors=10, n_basis=6, batched=True)[name]
     for a, b, score in zip(x, y, scores, strict=True):
         single = lfm.similarity(a, b, measures=[name], n_neighbors=10, n_basis=6)[name]
         torch.testing.assert_close(score, single, atol=1e-6, rtol=0)

@@ -346,7 +346,11 @@ def quantized(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: lfm.knn(x.tolist(), n_neighbors=2), TypeError, "x must be a torch.Tensor, got list"),
+        (
+            lambda x: lfm.knn(x.tolist(), n_neighbors=2),
+            TypeError,
+            "x must be a torch.Tensor or a numpy.ndarray, got list",
+        ),
         (lambda x: lfm.knn(x.int(), n_neighbors=2), TypeError, "x must be float16, .* got torch.int32"),
         (lambda x: lfm.knn(x[0], n_neighbors=2), ValueError, r"x must have shape \[..., n, d\], got \[3\]"),
         (lambda x: lfm.knn(x[:, :0], n_neighbors=2), ValueError, "without empty dimensions"),

@@ -60,7 +60,7 @@ def test_similarity_falls_as_noise_grows() -> None:
 
 def test_batched_equals_one_by_one() -> None:
     x, y = torch.randn(2, 3, 120, 5, dtype=torch.float64), torch.randn(2, 3, 120, 4, dtype=torch.float64)
-    batched = lfm.similarity(x, y, n_basis=8, measures=("lfm", "overlap", "heat", "linear_cka"))
+    batched = lfm.similarity(x, y, n_basis=8, measures=("lfm", "overlap", "heat", "linear_cka"), batched=True)
     for index in np.ndindex(2, 3):
         single = lfm.similarity(x[index], y[index], n_basis=8, measures=("lfm", "overlap", "heat", "linear_cka"))
         for name, value in single.items():

@@ -591,6 +591,31 @@ def test_distortion() -> None:
     both(run)
 
 
+# ---- numbers of rows, labels and times from the CPU
+
+
+def test_row_numbers_may_come_from_the_cpu() -> None:
+    x, y = clusters(80)
+    rows, labels, times = torch.arange(0, 80, 9), torch.arange(80) % 6, torch.tensor([1.0, 2.0])
+    pairs = torch.stack([rows, rows], 1)
+
+    def run(m: Move) -> Any:
+        a, b = m(x), m(y)
+        laplacian, basis = lfm.build_graph(a).laplacian(), basis_of(a)
+        found = [descriptors.anchor_distances(a, rows), descriptors.geodesic_distances(a, rows)]
+        found += [descriptors.label_indicators(labels, basis=basis, dtype=torch.float64)]
+        found += [descriptors.heat_diffusion(source, rows, times=times) for source in (basis, laplacian)]
+        found += [descriptors.wave_kernel_signature(basis, landmarks=rows.numpy())]
+        found += [lfm.mean_reciprocal_rank(a, b, targets=labels), relative_representations(a, rows)]
+        found += [baselines.relative_representation(a, rows), baselines.relative_similarity(a, b, anchors=rows)]
+        found += [lfm.fit_translator(a, b, pairs=pairs, weights=1.0 + rows)]
+        found += [lfm.align(a, a, anchors=pairs, labels=(labels, labels)).idx_yx]
+        lost, mask = lfm.distortion(a, b, n_basis=6), labels == 2
+        return found, lost.per_class(labels), lost.share(mask), lost.auc(mask.numpy())
+
+    both(run)
+
+
 # ---- alignment and translation
 
 

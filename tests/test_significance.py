@@ -143,7 +143,7 @@ def test_bad_input(options: dict[str, object], message: str) -> None:
 
 def test_batches_and_subsets_that_do_not_fit_are_refused() -> None:
     x, y = related()
-    with pytest.raises(ValueError, match="x must be one representation"):
+    with pytest.raises(ValueError, match=r"x must have shape \[n, d\], a row per sample, got \[1, "):
         lfm.significance(x[None], y[None])
     with pytest.raises(ValueError, match="n_samples must be between 4 and 240"):
         lfm.sensitivity(x, y, n_samples=[241])

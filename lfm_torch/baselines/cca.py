@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.baselines.points import Points, State, compared
 
 
@@ -27,7 +28,7 @@ def score_cca(a: State, b: State) -> Tensor:
     return _checks.within(correlations.sum(-1) / torch.minimum(a[1], b[1]).clamp_min(1), 0, 1)
 
 
-def mean_cca(x: Tensor, y: Tensor) -> Tensor:
+def mean_cca(x: ArrayLike, y: ArrayLike, *, batched: bool = False) -> Tensor:
     """Mean canonical correlation between the features of two representations: ``[...]`` in [0, 1].
 
     Invariant to any invertible linear map of the features, so it needs many more samples than features: with as many
@@ -35,8 +36,9 @@ def mean_cca(x: Tensor, y: Tensor) -> Tensor:
     covariances, so near-dependent features do no harm.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Returns:
         ``[...]`` in the dtype of ``x``; the mean is over as many correlations as the smaller rank. A representation
@@ -54,18 +56,19 @@ def mean_cca(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Hotelling 1936; Raghu et al. 2017.
     """
-    return compared(x, y, prepare_cca, score_cca)
+    return compared(x, y, prepare_cca, score_cca, batched=batched)
 
 
-def svcca(x: Tensor, y: Tensor, *, variance: float = 0.99) -> Tensor:
+def svcca(x: ArrayLike, y: ArrayLike, *, variance: float = 0.99, batched: bool = False) -> Tensor:
     """Mean CCA between the leading singular directions that hold ``variance`` of each: ``[...]`` in [0, 1].
 
     Invariant to translations, rotations and isotropic scaling.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
         variance: Share of the variance that the kept directions reach, in (0, 1].
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -75,7 +78,7 @@ def svcca(x: Tensor, y: Tensor, *, variance: float = 0.99) -> Tensor:
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance must be in (0, 1], got {variance}")
-    return compared(x, y, functools.partial(prepare_cca, variance=variance), score_cca)
+    return compared(x, y, functools.partial(prepare_cca, variance=variance), score_cca, batched=batched)
 
 
 prepare_svcca = functools.partial(prepare_cca, variance=0.99)
@@ -98,7 +101,7 @@ def score_pwcca(a: State, b: State) -> Tensor:
     return _checks.within(weighted / weights.sum(-1).clamp_min(1e-300), 0, 1)
 
 
-def pwcca(x: Tensor, y: Tensor) -> Tensor:
+def pwcca(x: ArrayLike, y: ArrayLike, *, batched: bool = False) -> Tensor:
     """Projection-weighted CCA, ``sum a_i rho_i / sum a_i`` with ``a_i = sum_j |<h_i, x_j>|``: ``[...]`` in [0, 1].
 
     h_i are the canonical variates of x and x_j its features, so it is not symmetric: the directions that matter to x
@@ -106,8 +109,9 @@ def pwcca(x: Tensor, y: Tensor) -> Tensor:
     depends on the axes.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -115,4 +119,4 @@ def pwcca(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Morcos et al. 2018 (arXiv 1806.05759), section 2.2.
     """
-    return compared(x, y, prepare_pwcca, score_pwcca)
+    return compared(x, y, prepare_pwcca, score_pwcca, batched=batched)

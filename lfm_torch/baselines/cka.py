@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.baselines.points import (
     Points,
     State,
@@ -51,15 +52,16 @@ def permute_linear(state: State, order: Tensor) -> State:
     return permute_both(state, order) if square else permute_rows(state, order)
 
 
-def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+def linear_cka(x: ArrayLike, y: ArrayLike, *, batched: bool = False) -> Tensor:
     """Linear CKA, ``|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)`` of column-centred representations: ``[...]`` in [0, 1].
 
     Invariant to translations, rotations and isotropic scaling. Evaluated in float64, through the smaller of the feature
     and sample Gram matrices.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Returns:
         ``[...]`` in the dtype of ``x``. A representation without variance has similarity 0 to everything.
@@ -76,7 +78,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Kornblith et al. 2019, equation (5) with a linear kernel.
     """
-    return compared(x, y, prepare_linear, score_linear)
+    return compared(x, y, prepare_linear, score_linear, batched=batched)
 
 
 def prepare_rbf(points: Points, *, bandwidth: float = 1.0) -> State:
@@ -94,16 +96,17 @@ def prepare_rbf(points: Points, *, bandwidth: float = 1.0) -> State:
     return (normalized(kernel),)
 
 
-def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0) -> Tensor:
+def rbf_cka(x: ArrayLike, y: ArrayLike, *, bandwidth: float = 1.0, batched: bool = False) -> Tensor:
     """CKA with the kernel ``exp(-d^2 / (2 s^2))``, s a multiple of the median distance: ``[...]`` in [0, 1].
 
     Invariant to translations, rotations and isotropic scaling. The smaller the bandwidth the more local; scores of
     different bandwidths do not compare. Memory is ``n x n`` in float64.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
         bandwidth: s over the median distance between two different rows.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -113,7 +116,7 @@ def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0) -> Tensor:
     """
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-    return compared(x, y, functools.partial(prepare_rbf, bandwidth=bandwidth), score_kernels)
+    return compared(x, y, functools.partial(prepare_rbf, bandwidth=bandwidth), score_kernels, batched=batched)
 
 
 def prepare_debiased(points: Points) -> State:
@@ -122,15 +125,16 @@ def prepare_debiased(points: Points) -> State:
     return (normalized(_u_centred(points.gram)),)
 
 
-def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
+def debiased_cka(x: ArrayLike, y: ArrayLike, *, batched: bool = False) -> Tensor:
     """Linear CKA from the unbiased estimator of HSIC: ``[...]`` in [-1, 1], around 0 for independent representations.
 
     :func:`linear_cka` grows with the number of features over samples, towards 1 for unrelated wide layers; this does
     not. Invariant to translations, rotations and isotropic scaling.
 
     Args:
-        x: ``[..., n, d_x]`` with at least 4 rows.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]`` with at least 4 rows.
+        y: ``[n, d_y]``.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -138,11 +142,14 @@ def debiased_cka(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Song et al. 2012, equation (5); Nguyen et al. 2021 (arXiv 2010.15327), equation (3).
     """
-    return compared(x, y, prepare_debiased, score_inner)
+    return compared(x, y, prepare_debiased, score_inner, batched=batched)
 
 
 class MinibatchCKA:
     """Debiased linear CKA of a stream: HSIC averaged over minibatches, so that no array spans all samples.
+
+    Args:
+        batched: Take leading dimensions for a batch of pairs, each a stream of its own.
 
     Example:
         >>> import torch
@@ -156,17 +163,18 @@ class MinibatchCKA:
     Source: Nguyen et al. 2021 (arXiv 2010.15327), equations (2) and (3).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, batched: bool = False) -> None:
+        self._batched = batched
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add a minibatch ``x [..., b, d_x]``, ``y [..., b, d_y]`` of at least 4 rows.
+    def update(self, x: ArrayLike, y: ArrayLike) -> None:
+        """Add a minibatch ``x [b, d_x]``, ``y [b, d_y]`` of at least 4 rows.
 
         Raises:
             TypeError: not floating-point tensors.
             ValueError: fewer than 4 rows, different numbers of rows, values that are not finite.
         """
-        x, y = _checks.check_points("x", x).double(), _checks.check_points("y", y).double()
+        x, y = (_checks.check_space(*given, batched=self._batched).double() for given in (("x", x), ("y", y)))
         if x.shape[:-1] != y.shape[:-1]:
             raise ValueError(f"y must have the rows of x, shape {[*x.shape[:-1], 'd']}, got {list(y.shape)}")
         n = x.shape[-2]
@@ -221,15 +229,16 @@ def permute_minibatch(state: State, order: Tensor) -> State:
     return (torch.cat(blocks, -2),)
 
 
-def minibatch_cka(x: Tensor, y: Tensor, *, batch_size: int = _BATCH_SIZE) -> Tensor:
+def minibatch_cka(x: ArrayLike, y: ArrayLike, *, batch_size: int = _BATCH_SIZE, batched: bool = False) -> Tensor:
     """Debiased linear CKA from minibatches of consecutive rows: ``[...]`` in [-1, 1]; :class:`MinibatchCKA` streams.
 
     Its memory is ``n x batch_size``. Shuffle rows that are sorted, by class say, before.
 
     Args:
-        x: ``[..., n, d_x]`` with at least 4 rows.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]`` with at least 4 rows.
+        y: ``[n, d_y]``.
         batch_size: Rows per minibatch, at least 4; a rest of fewer than 4 joins the last one.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -237,7 +246,7 @@ def minibatch_cka(x: Tensor, y: Tensor, *, batch_size: int = _BATCH_SIZE) -> Ten
 
     Source: Nguyen et al. 2021 (arXiv 2010.15327), equations (2) and (3).
     """
-    return compared(x, y, functools.partial(prepare_minibatch, batch_size=batch_size), score_inner)
+    return compared(x, y, functools.partial(prepare_minibatch, batch_size=batch_size), score_inner, batched=batched)
 
 
 def _check_rows(n: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.baselines.points import Points, State, compared
 from lfm_torch.neighbors import Metric, knn
 from lfm_torch.ops.knn import METRICS
@@ -37,17 +38,20 @@ def permute_neighbors(state: State, order: Tensor) -> State:
     return (place.gather(-1, rows.flatten(-2).long()).view_as(rows),)
 
 
-def mutual_knn(x: Tensor, y: Tensor, *, n_neighbors: int = 10, metric: Metric = "cosine") -> Tensor:
+def mutual_knn(
+    x: ArrayLike, y: ArrayLike, *, n_neighbors: int = 10, metric: Metric = "cosine", batched: bool = False
+) -> Tensor:
     """Mean share of each sample's nearest neighbours that two representations have in common: ``[...]`` in [0, 1].
 
     About ``n_neighbors / n`` for unrelated representations. With the cosine metric invariant to rotations and isotropic
     scaling. Not differentiable.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
         n_neighbors: Neighbours of each sample; at most ``n - 1`` are there.
         metric: See :func:`lfm_torch.knn`.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -57,4 +61,10 @@ def mutual_knn(x: Tensor, y: Tensor, *, n_neighbors: int = 10, metric: Metric = 
     """
     _checks.check_choice("metric", metric, METRICS)
     _checks.check_range("n_neighbors", n_neighbors, 1, 2**31 - 1, "of each sample")
-    return compared(x, y, functools.partial(prepare_neighbors, n_neighbors=n_neighbors, metric=metric), score_neighbors)
+    return compared(
+        x,
+        y,
+        functools.partial(prepare_neighbors, n_neighbors=n_neighbors, metric=metric),
+        score_neighbors,
+        batched=batched,
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 
 State = tuple[Tensor, ...]
@@ -23,7 +24,7 @@ class Points:
         ValueError: wrong shape, values that are not finite.
     """
 
-    def __init__(self, x: Tensor, *, name: str = "x") -> None:
+    def __init__(self, x: ArrayLike, *, name: str = "x") -> None:
         self.x = _checks.check_points(name, x)
 
     @property
@@ -90,12 +91,19 @@ class Points:
 
 @outside_autocast
 def compared(
-    x: Tensor, y: Tensor, prepare: Callable[[Points], State], score: Callable[[State, State], Tensor]
+    x: ArrayLike,
+    y: ArrayLike,
+    prepare: Callable[[Points], State],
+    score: Callable[[State, State], Tensor],
+    *,
+    batched: bool,
 ) -> Tensor:
-    """Score of a pair ``x [..., n, d_x]``, ``y [..., n, d_y]`` in the dtype of ``x``, at least float32: ``[...]``."""
+    """Score of a pair ``x [n, d_x]``, ``y [n, d_y]`` in the dtype of ``x``, at least float32; ``[...]`` of a batch."""
+    for name, points in (("x", x), ("y", y)):
+        _checks.check_dims(name, points, batched=batched)
     a, b = Points(x, name="x"), Points(y, name="y")
-    if x.shape[:-1] != y.shape[:-1]:
-        raise ValueError(f"y must have the rows of x, shape {[*x.shape[:-1], 'd']}, got {list(y.shape)}")
+    if a.x.shape[:-1] != b.x.shape[:-1]:
+        raise ValueError(f"y must have the rows of x, shape {[*a.x.shape[:-1], 'd']}, got {list(b.x.shape)}")
     return score(prepare(a), prepare(b)).to(a.dtype)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.baselines.points import Points, State, compared, normalized, safe_root
 
 KINDS = ("distance", "angular")
@@ -37,7 +38,9 @@ def score_angular(a: State, b: State) -> Tensor:
     return torch.where(inside, torch.where(inside, cosine, 0.0).acos(), 0.0)
 
 
-def procrustes(x: Tensor, y: Tensor, *, kind: Literal["distance", "angular"] = "distance") -> Tensor:
+def procrustes(
+    x: ArrayLike, y: ArrayLike, *, kind: Literal["distance", "angular"] = "distance", batched: bool = False
+) -> Tensor:
     """Distance between two representations, centred and of norm 1, after the best rotation: a metric.
 
     With N the nuclear norm of ``Y^T X``: "distance" is ``sqrt(2 - 2 N)`` in [0, sqrt 2], "angular" is ``arccos N`` in
@@ -45,9 +48,10 @@ def procrustes(x: Tensor, y: Tensor, *, kind: Literal["distance", "angular"] = "
     zeros.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
         kind: Which of the two.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Returns:
         ``[...]`` in the dtype of ``x``.
@@ -65,4 +69,4 @@ def procrustes(x: Tensor, y: Tensor, *, kind: Literal["distance", "angular"] = "
     Source: Williams et al. 2021 (arXiv 2110.14739), equations (4) and (7); Ding et al. 2021 (arXiv 2108.01661).
     """
     _checks.check_choice("kind", kind, KINDS)
-    return compared(x, y, prepare_procrustes, score_distance if kind == "distance" else score_angular)
+    return compared(x, y, prepare_procrustes, score_distance if kind == "distance" else score_angular, batched=batched)

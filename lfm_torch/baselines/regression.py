@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.baselines.points import Points, State, compared, normalized, permute_rows
 
@@ -29,15 +30,16 @@ def permute_regression(state: State, order: Tensor) -> State:
     return tuple(part.gather(-2, index.expand_as(part)) for part in parts)
 
 
-def linear_regression(x: Tensor, y: Tensor) -> Tensor:
+def linear_regression(x: ArrayLike, y: ArrayLike, *, batched: bool = False) -> Tensor:
     """Share of the variance of y that a linear function of x explains, R^2 on these samples: ``[...]`` in [0, 1].
 
     Not symmetric. Any invertible linear map of x leaves it as it is; y may be rotated and scaled. It is 1 for every y
     as soon as x has as many features as samples.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -45,11 +47,11 @@ def linear_regression(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Kornblith et al. 2019, section 3 (with x and y exchanged).
     """
-    return compared(x, y, prepare_regression, score_regression)
+    return compared(x, y, prepare_regression, score_regression, batched=batched)
 
 
 @outside_autocast
-def relative_representation(x: Tensor, anchors: Tensor) -> Tensor:
+def relative_representation(x: ArrayLike, anchors: IndexLike) -> Tensor:
     """Cosine similarity of every row of ``x [..., n, d]`` to the rows numbered ``anchors [p]``: ``[..., n, p]``.
 
     Raises:
@@ -59,16 +61,23 @@ def relative_representation(x: Tensor, anchors: Tensor) -> Tensor:
     Source: Moschella et al. 2023 (arXiv 2209.15430), equation (2).
     """
     x = at_least_single(_checks.check_points("x", x))
-    if anchors.dim() != 1 or not anchors.numel() or int(anchors.min()) < 0 or int(anchors.max()) >= x.shape[-2]:
-        raise ValueError(f"anchors must be row numbers [p] of x, at least one, each below {x.shape[-2]}")
+    rows = _anchor_rows(anchors, x)
     norms = x.norm(dim=-1, keepdim=True)
     if bool((norms == 0).any()):
         raise ValueError(f"x must have no row of zeros, got row {int((norms == 0).nonzero()[0][-2])}")
-    x = x / norms
-    return x @ x[..., anchors, :].mT
+    unit = x / norms
+    cosines: Tensor = unit @ unit[..., rows, :].mT
+    return cosines
 
 
-def prepare_relative(points: Points, *, anchors: Tensor | None = None) -> State:
+def _anchor_rows(anchors: IndexLike, x: Tensor) -> Tensor:
+    rows = _checks.check_rows("anchors", anchors, x.shape[-2], x.device)
+    if rows.dim() != 1 or not rows.numel():
+        raise ValueError(f"anchors must be row numbers [p] of x, at least one, got shape {list(rows.shape)}")
+    return rows
+
+
+def prepare_relative(points: Points, *, anchors: IndexLike | None = None) -> State:
     """Relative representation of the samples that are no anchors, rows of norm 1: ``[..., n - p, p + 1]``.
 
     The last column is 1 for a sample that is orthogonal to all anchors, as codes may be, and 0 for the others: such
@@ -79,9 +88,10 @@ def prepare_relative(points: Points, *, anchors: Tensor | None = None) -> State:
     if anchors is None:
         count = min(points.n // 2, _ANCHORS)
         anchors = torch.linspace(0, points.n - 1, count, device=points.x.device).round().long()
-    relative = relative_representation(points.x.double(), anchors)
+    rows = _anchor_rows(anchors, points.x)
+    relative = relative_representation(points.x.double(), rows)
     # an anchor is similar to itself in every representation: it says nothing
-    others = torch.ones(points.n, dtype=torch.bool, device=points.x.device).index_fill_(0, anchors, False)
+    others = torch.ones(points.n, dtype=torch.bool, device=points.x.device).index_fill_(0, rows, False)
     if not bool(others.any()):
         raise ValueError(f"anchors must leave rows to compare, got all {points.n}")
     relative = relative[..., others, :]
@@ -102,7 +112,9 @@ def score_relative(a: State, b: State) -> Tensor:
     return _checks.within((a[0] * b[0]).sum(-1).mean(-1), -1, 1)
 
 
-def relative_similarity(x: Tensor, y: Tensor, *, anchors: Tensor | None = None) -> Tensor:
+def relative_similarity(
+    x: ArrayLike, y: ArrayLike, *, anchors: IndexLike | None = None, batched: bool = False
+) -> Tensor:
     """Mean cosine between the relative representations of the samples that are no anchors: ``[...]`` in [-1, 1].
 
     Features that are all positive have cosines that are all positive, so unrelated layers come close to 1: read it
@@ -110,9 +122,10 @@ def relative_similarity(x: Tensor, y: Tensor, *, anchors: Tensor | None = None) 
     where it is so in both spaces, and 0 where it is in one.
 
     Args:
-        x: ``[..., n, d_x]``.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]``.
+        y: ``[n, d_y]``.
         anchors: Row numbers ``[p]`` of the anchors; None spreads 300, or half of the rows, evenly over them.
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -120,4 +133,4 @@ def relative_similarity(x: Tensor, y: Tensor, *, anchors: Tensor | None = None) 
 
     Source: Moschella et al. 2023 (arXiv 2209.15430), section 3.
     """
-    return compared(x, y, lambda points: prepare_relative(points, anchors=anchors), score_relative)
+    return compared(x, y, lambda points: prepare_relative(points, anchors=anchors), score_relative, batched=batched)

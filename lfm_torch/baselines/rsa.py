@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.baselines.points import Points, State, compared, normalized, safe_root, score_inner
 
 DISSIMILARITIES = ("euclidean", "correlation")
@@ -31,11 +32,12 @@ def prepare_rsa(points: Points, *, dissimilarity: str = "euclidean", comparison:
 
 
 def rsa(
-    x: Tensor,
-    y: Tensor,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     dissimilarity: Literal["euclidean", "correlation"] = "euclidean",
     comparison: Literal["spearman", "pearson"] = "spearman",
+    batched: bool = False,
 ) -> Tensor:
     """Correlation between the dissimilarities of all pairs of samples in two representations: ``[...]`` in [-1, 1].
 
@@ -43,10 +45,11 @@ def rsa(
     float64. Differentiable with ``comparison="pearson"`` (ranks have no derivative).
 
     Args:
-        x: ``[..., n, d_x]`` with at least 3 rows.
-        y: ``[..., n, d_y]`` with the batch dimensions of ``x``.
+        x: ``[n, d_x]`` with at least 3 rows.
+        y: ``[n, d_y]``.
         dissimilarity: "euclidean" distance, or 1 - "correlation" over features.
         comparison: "spearman" (of ranks, ties sharing their mean) or "pearson".
+        batched: Take leading dimensions of both for a batch of pairs, as :func:`lfm_torch.similarity` does.
 
     Raises:
         TypeError: not floating-point tensors.
@@ -58,7 +61,7 @@ def rsa(
     _checks.check_choice("dissimilarity", dissimilarity, DISSIMILARITIES)
     _checks.check_choice("comparison", comparison, COMPARISONS)
     prepare = functools.partial(prepare_rsa, dissimilarity=dissimilarity, comparison=comparison)
-    return compared(x, y, prepare, score_inner)
+    return compared(x, y, prepare, score_inner, batched=batched)
 
 
 def _one_minus_correlation(points: Points) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike
 from lfm_torch.graph import Weights
 from lfm_torch.measures import check_measures
 from lfm_torch.neighbors import Metric
@@ -80,15 +81,15 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
         self.add_state("x", default=[], dist_reduce_fx="cat")
         self.add_state("y", default=[], dist_reduce_fx="cat")
 
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: ArrayLike, y: ArrayLike) -> None:
         """Add rows ``x [b, d_x]`` and ``y [b, d_y]`` of the same samples.
 
         Raises:
             TypeError: not floating-point tensors.
             ValueError: shapes that do not pair, values that are not finite.
         """
-        x, y = _checks.check_points("x", x), _checks.check_points("y", y)
-        if x.dim() != 2 or y.dim() != 2 or len(x) != len(y):
+        x, y = _checks.check_space("x", x, batched=None), _checks.check_space("y", y, batched=None)
+        if len(x) != len(y):
             raise ValueError(f"x and y must have shape [b, d] with the same b, got {list(x.shape)} and {list(y.shape)}")
         self.x.append(x.detach())
         self.y.append(y.detach())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lfm_torch import _files
+from lfm_torch import _checks, _files
 from lfm_torch._extension import simd_level
 
 # how a source asks for the digest of a file: a store remembers it
@@ -61,7 +61,7 @@ def value_digest(value: Any) -> str:
 
 def _update(update: Callable[[Any], None], value: Any) -> None:
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = _checks.from_numpy(value)
     if isinstance(value, Tensor):
         update(f"tensor {value.dtype} {list(value.shape)};".encode())
         # in rows: a view of a file mapped into memory is read piece by piece

@@ -192,9 +192,7 @@ class _Wanted:
 
 
 def _checked(x: object, n: int | None, device: str) -> Tensor:
-    x = _checks.check_points("the representation", x).detach()
-    if x.dim() != 2:
-        raise ValueError(f"the representation must have shape [n, d], got {list(x.shape)}")
+    x = _checks.check_space("the representation", x, batched=None).detach()
     if n is not None and len(x) != n:
         raise ValueError(f"the representation must have the {n} rows of the others, got {len(x)}")
     if str(x.device) != device:

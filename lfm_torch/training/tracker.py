@@ -89,7 +89,10 @@ class Tracker:
         missing = [layer for layer in self.layers if layer not in found]
         if missing:
             raise ValueError(f"reference must have the layers {self.layers}, got none of {missing}")
-        self.references = {layer: self._reduced(found[layer]) for layer in self.layers}
+        points = {
+            layer: _checks.check_space(f"reference[{layer!r}]", found[layer], batched=None) for layer in self.layers
+        }
+        self.references = {layer: self._reduced(x) for layer, x in points.items()}
 
     @torch.no_grad()
     @outside_autocast
