@@ -266,7 +266,9 @@ def _functions(
         ]
         parts.append((distances[0], distances[1]))
     if labels is not None:
-        shared = torch.tensor(sorted({*labels[0].tolist()} & {*labels[1].tolist()}), device=z_x.device)
+        shared = torch.tensor(
+            sorted({*labels[0].tolist()} & {*labels[1].tolist()}), dtype=torch.int64, device=z_x.device
+        )
         if len(shared) == 0:
             raise ValueError("labels must have a class that both spaces have, got none")
         indicators = [label_indicators(label, classes=shared, dtype=z_x.dtype) for label in labels]
@@ -350,15 +352,15 @@ def _mutual_share(z: Tensor) -> float:
 
 
 def _random_order(n: int, device: torch.device) -> Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
 def _rank_shares(match: _Match, spaces: _Spaces, tested: Tensor) -> Tensor:
     """Rank of each tested partner among all rows of y, as a share: uniform where the match knows nothing."""
     distance = torch.cdist(spaces.x[tested[:, 0]] @ match.rotation, spaces.y)
     own = distance.gather(1, tested[:, 1:])
-    ranks = (distance < own).sum(1) + ((distance == own).sum(1) + 1) / 2
-    return ranks.double() / len(spaces.y)
+    ranks = (distance < own).sum(1) + ((distance == own).sum(1) + 1).double() / 2
+    return ranks / len(spaces.y)
 
 
 def _cross_validated_p_value(

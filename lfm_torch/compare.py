@@ -174,7 +174,9 @@ def _check_settings(representations: object, settings: Settings, runs: Mapping[s
     for name in runs or ():
         _checks.check_choice("runs", name, representations)
     # settings are the caller's, not a checkpoint's: what the graph refuses whatever the points is refused here, once
-    build_graph(torch.eye(3), n_neighbors=1, metric=settings.metric, weights=settings.weights)
+    build_graph(
+        torch.eye(3, dtype=torch.float32, device="cpu"), n_neighbors=1, metric=settings.metric, weights=settings.weights
+    )
 
 
 def _checkpoints_of(

@@ -172,7 +172,9 @@ class Comparison:
         values = self.matrix(measure).new_full((len(rows), len(columns)), math.nan)
         at = [[(k, self._index[key]) for k, key in enumerate(keys) if key in self._index] for keys in (rows, columns)]
         if at[0] and at[1]:
-            (to_row, from_row), (to_column, from_column) = (torch.tensor(pairs).unbind(1) for pairs in at)
+            (to_row, from_row), (to_column, from_column) = (
+                torch.tensor(pairs, dtype=torch.int64, device="cpu").unbind(1) for pairs in at
+            )
             values[to_row[:, None], to_column] = self.matrix(measure)[from_row[:, None], from_column]
         return values
 

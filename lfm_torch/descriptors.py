@@ -262,7 +262,7 @@ def farthest_points(x: ArrayLike, count: int, *, start: int = 0, metric: Metric 
     for _ in range(count - 1):
         chosen.append(int(gap.argmax()))
         gap = torch.minimum(gap, (x - x[chosen[-1]]).square().sum(1))
-    return torch.tensor(chosen, device=x.device)
+    return torch.tensor(chosen, dtype=torch.int64, device=x.device)
 
 
 def _times(times: Times, like: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ class Graph:
         )
         if len(set(sizes)) == 1:
             return replace(joined, n_nodes=sizes[0], batch_shape=(len(graphs),))
-        return replace(joined, offsets=torch.tensor(first_node))
+        return replace(joined, offsets=torch.tensor(first_node, dtype=torch.int64, device="cpu"))
 
     def unbatch(self) -> list[Graph]:
         """Return the graphs of the batch one by one, those of several leading dimensions in order.
@@ -160,7 +160,7 @@ class Graph:
         """
         total = self.rowptr.numel() - 1
         bounds = list(range(0, total + 1, self.n_nodes)) if self.offsets is None else self.offsets.tolist()
-        edges = self.rowptr[torch.tensor(bounds, device=self.rowptr.device)].tolist()
+        edges = self.rowptr[torch.tensor(bounds, dtype=torch.int64, device=self.rowptr.device)].tolist()
         graphs = []
         for (begin, end), (first, last) in zip(pairwise(bounds), pairwise(edges), strict=True):
             rowptr, col = self.rowptr[begin : end + 1] - first, self.col[first:last] - begin
@@ -190,7 +190,12 @@ class Graph:
         """Return the weights as a torch sparse CSR tensor (block diagonal for a batch)."""
         total = self.rowptr.numel() - 1
         return torch.sparse_csr_tensor(
-            self.rowptr, self.col.long(), self.weight, (total, total), check_invariants=False
+            self.rowptr,
+            self.col.long(),
+            self.weight,
+            (total, total),
+            device=self.weight.device,
+            check_invariants=False,
         )
 
     def update(self, x: ArrayLike) -> Graph:
@@ -238,7 +243,7 @@ class Graph:
         places = torch.stack([rows, matrix.col_indices().long()])
         # sorted, duplicates added up: neither can be taken for granted
         entries = torch.sparse_coo_tensor(
-            places, at_least_single(matrix.values()), matrix.shape, check_invariants=False
+            places, at_least_single(matrix.values()), matrix.shape, device=rowptr.device, check_invariants=False
         ).coalesce()
         kept = entries.values() != 0
         (rows, columns), weight = entries.indices()[:, kept], entries.values()[kept]
@@ -270,7 +275,9 @@ class Graph:
         csr = matrix.tocsr()
         rowptr, columns, values = (torch.from_numpy(part.copy()) for part in (csr.indptr, csr.indices, csr.data))
         return cls.from_torch_csr(
-            torch.sparse_csr_tensor(rowptr.long(), columns.long(), values, csr.shape, check_invariants=False)
+            torch.sparse_csr_tensor(
+                rowptr.long(), columns.long(), values, csr.shape, device="cpu", check_invariants=False
+            )
         )
 
     def _checked_degree(self) -> Graph:

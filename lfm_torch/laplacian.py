@@ -170,7 +170,7 @@ class Laplacian:
             for a, b, c in coefficients:
                 previous, current = current, self.apply(current, previous, a=a, b=b, c=c)
             return current
-        flat, steps = x.reshape(-1, x.shape[-1]), torch.tensor(coefficients, dtype=torch.float64)
+        flat, steps = x.reshape(-1, x.shape[-1]), torch.tensor(coefficients, dtype=torch.float64, device="cpu")
         graphs = max(1, math.prod(graph.batch_shape))
         y = ops.laplacian_recurrence(graph.rowptr, graph.col, graph.weight, *self.scalings, flat, steps, graphs)
         return y.view(x.shape)
@@ -279,7 +279,9 @@ class Laplacian:
         order = torch.cat([rows * n + col, nodes * (n + 1)]).argsort()  # the diagonal into its places
         values = torch.cat([-(left[rows] * graph.weight.detach() * right[col]), diagonal])[order]
         rowptr = graph.rowptr + torch.arange(n + 1, device=graph.rowptr.device)
-        return torch.sparse_csr_tensor(rowptr, torch.cat([col, nodes])[order], values, (n, n), check_invariants=False)
+        return torch.sparse_csr_tensor(
+            rowptr, torch.cat([col, nodes])[order], values, (n, n), device=values.device, check_invariants=False
+        )
 
     def to_torch_sparse(self) -> SparseTensor:
         """Return a ``torch_sparse.SparseTensor`` without gradient (block diagonal for a batch).

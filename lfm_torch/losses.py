@@ -52,7 +52,7 @@ class _AlignmentLoss(nn.Module):
         super().__init__()
         check_sizes(n_neighbors, n_basis)
         # what the graph refuses whatever the points is refused here, not at the first step
-        build_graph(torch.eye(3), n_neighbors=1, metric=metric, weights=weights)
+        build_graph(torch.eye(3, dtype=torch.float32, device="cpu"), n_neighbors=1, metric=metric, weights=weights)
         self.n_basis, self.n_neighbors, self.metric, self.weights = n_basis, n_neighbors, metric, weights
         self.batched = batched
         self._told: set[str] = set()

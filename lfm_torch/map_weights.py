@@ -103,7 +103,7 @@ def choose_weights(
             left_out = pairs[fold == part]
             distance = torch.cdist(points_x[left_out[:, 0]], points_y)
             own = distance.gather(1, left_out[:, 1:])
-            ranks = (distance < own).sum(1) + ((distance == own).sum(1) + 1) / 2
-            scores[choice] += float(ranks.double().log().sum()) / (p * math.log(basis_y.n))
+            ranks = (distance < own).sum(1) + ((distance == own).sum(1) + 1).double() / 2
+            scores[choice] += float(ranks.log().sum()) / (p * math.log(basis_y.n))
     best = min(choices, key=scores.__getitem__)
     return MapWeights(dict(zip(NAMES, best, strict=True)), scores)

@@ -33,7 +33,7 @@ def score_sides(measure: PointMeasure, x: Sequence[State], y: Sequence[State]) -
     """
     if measure.score in (score_inner, score_kernels):
         return _checks.within(_inner_products([state[0] for state in x], [state[0] for state in y]), *measure.range)
-    values = torch.empty(len(x), len(y), dtype=torch.float64)
+    values = torch.empty(len(x), len(y), dtype=torch.float64, device="cpu")
     for columns in _alike(y):
         for part in _parts(columns, y[columns[0]]):
             stack = tuple(torch.stack(parts) for parts in zip(*(_doubled(y[j]) for j in part), strict=True))

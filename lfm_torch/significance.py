@@ -139,7 +139,7 @@ def _with_null(
     """Values of the measures, and ``[P]`` values with shuffled rows of those that depend on the pairing."""
     values: dict[str, float] = {}
     nulls: dict[str, Tensor] = {}
-    orders = torch.stack([torch.randperm(len(x), generator=generator) for _ in range(n_permutations)]).to(x.device)
+    orders = torch.stack([_order(len(x), generator) for _ in range(n_permutations)]).to(x.device)
     with torch.no_grad():
         if any(name in MAP_MEASURES for name in measures):
             bases = [representation_basis(points, **settings) for points in (x, y)]
@@ -172,13 +172,13 @@ def _over_halves(
 ) -> dict[str, Tensor]:
     """Values ``[n_splits]`` on random halves of the samples, with half as many neighbours."""
     if n_splits == 0:
-        return {name: torch.empty(0) for name in measures}
+        return {name: torch.empty(0, dtype=torch.float64, device="cpu") for name in measures}
     size = len(x) // 2
     k, m = settings.get("n_neighbors"), settings.get("n_basis")
     n_neighbors = max(1, (default_n_neighbors(len(x)) if k is None else k) // 2)
     n_basis = default_n_basis(len(x)) if m is None else m
     halved = {**settings, "n_neighbors": n_neighbors, "n_basis": n_basis}
-    rows = torch.stack([torch.randperm(len(x), generator=generator)[:size] for _ in range(n_splits)]).to(x.device)
+    rows = torch.stack([_order(len(x), generator)[:size] for _ in range(n_splits)]).to(x.device)
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
     with torch.no_grad():
         for part in torch.split(rows, max(1, _HALVES_ENTRIES // size**2)):
@@ -284,7 +284,7 @@ def sensitivity(
     values: dict[str, dict[int, dict[str, float]]] = {"n_samples": {}, "n_neighbors": {}, "n_basis": {}}
     with torch.no_grad():
         for size in subsets:
-            rows = torch.randperm(n, generator=generator)[:size].sort().values.to(x.device)
+            rows = _order(n, generator)[:size].sort().values.to(x.device)
             fewer = {**settings, "n_neighbors": max(1, round(k * size / n)), "n_basis": default_n_basis(size)}
             values["n_samples"][size] = _floats(similarity(x[rows], y[rows], measures=measures, **fewer))
         for count in counts:
@@ -311,3 +311,7 @@ def _over_sizes(
 
 def _floats(scores: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
+
+
+def _order(n: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(n, generator=generator, device="cpu")

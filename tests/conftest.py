@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from ambients import AMBIENTS, surround
 
 # CI runs the same examples every time; at home each run tries others
 hypothesis.settings.register_profile("home", deadline=None)
@@ -41,6 +42,14 @@ def real_data() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reversed", action="store_true", help="run the tests in reversed order: none leans on another")
+    parser.addoption(
+        "--ambient", choices=AMBIENTS, help="make every call of the library inside one of tests/ambients.py"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--ambient"):
+        surround(AMBIENTS[config.getoption("--ambient")])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,33 @@ def test_the_flow_goes_one_way() -> None:
     flow = ["neighbors", "graph", "basis", "functional_map", "similarity", "pipeline", "compare"]
     backwards = {(a, b) for a, b in imports() if a in flow and b in flow and flow.index(a) < flow.index(b)}
     assert backwards == set()
+
+
+def calls_of_torch() -> Iterator[tuple[str, ast.Call]]:
+    """Yield the place and the node of every ``torch.name(...)`` in the package."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and ast.unparse(node.func.value) == "torch"
+            ):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}: torch.{node.func.attr}", node
+
+
+def test_no_tensor_is_made_from_the_programs_defaults() -> None:
+    of_integers = {"arange", "randperm", "randint", "tril_indices", "triu_indices"}
+    of_data = {"as_tensor", "asarray", "sparse_coo_tensor", "sparse_csr_tensor", "sparse_compressed_tensor"}
+    of_numbers = {"empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randn", "tensor", "zeros"}
+    found = []
+    for place, node in calls_of_torch():
+        name, given = place.rpartition(".")[2], {keyword.arg for keyword in node.keywords}
+        if name in of_integers | of_data | of_numbers and "device" not in given:
+            found.append(f"{place} without device=")
+        if name in of_numbers and "dtype" not in given:
+            found.append(f"{place} without dtype=")
+        # two numbers give the default dtype; a number beside a tensor takes the tensor's
+        numbers = (ast.Constant, ast.UnaryOp)
+        if name == "where" and len(node.args) == 3 and all(isinstance(value, numbers) for value in node.args[1:]):
+            found.append(f"{place} of two numbers")
+    assert found == []

@@ -87,7 +87,7 @@ def prepare_relative(points: Points, *, anchors: IndexLike | None = None) -> Sta
         raise ValueError(f"x must have at least 2 rows, one of them an anchor, got {points.n}")
     if anchors is None:
         count = min(points.n // 2, _ANCHORS)
-        anchors = torch.linspace(0, points.n - 1, count, device=points.x.device).round().long()
+        anchors = torch.linspace(0, points.n - 1, count, dtype=torch.float32, device=points.x.device).round().long()
     rows = _anchor_rows(anchors, points.x)
     relative = relative_representation(points.x.double(), rows)
     # an anchor is similar to itself in every representation: it says nothing

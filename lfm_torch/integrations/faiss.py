@@ -84,7 +84,7 @@ def _on_device(index: Any, device: torch.device) -> Any:
 
 def _without_self(found: Tensor, k: int, rows: Tensor | None = None) -> Tensor:
     """Drop each row's own index from its k + 1, or the last where duplicates have crowded it out."""
-    own = torch.arange(found.shape[0]) if rows is None else rows
+    own = torch.arange(found.shape[0], device="cpu") if rows is None else rows
     is_self = found == own.unsqueeze(1)
     is_self[~is_self.any(1), -1] = True
     return found[~is_self].view(-1, k)

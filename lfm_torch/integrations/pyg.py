@@ -73,7 +73,7 @@ def knn_graph(
     points = torch.arange(n, device=x.device).unsqueeze(1)
     chosen = points[:, :0]
     if others > 0:
-        sets = torch.tensor([0, n]) if batch is None else batch
+        sets = torch.tensor([0, n], dtype=torch.int64, device="cpu") if batch is None else batch
         metric: Metric = "cosine" if cosine else "euclidean"
         # padding beyond the points there are would only be dropped again
         with torch.no_grad():
@@ -147,7 +147,7 @@ def to_pyg(graph: Graph) -> torch_geometric.data.Data:
     data = Data(edge_index=graph.edge_index, edge_weight=graph.weight, num_nodes=total)
     if graph.offsets is not None:
         sizes = graph.offsets.diff()
-        data.batch = torch.repeat_interleave(torch.arange(sizes.numel()), sizes).to(graph.col.device)
+        data.batch = torch.repeat_interleave(torch.arange(sizes.numel(), device="cpu"), sizes).to(graph.col.device)
     elif graph.batch_shape:
         data.batch = torch.arange(total, device=graph.col.device) // graph.n_nodes
     return data
@@ -160,9 +160,11 @@ def from_torch_sparse(matrix: torch_sparse.SparseTensor) -> Graph:
         TypeError, ValueError: as :meth:`Graph.from_torch_csr`.
     """
     rowptr, col, value = matrix.csr()
-    value = torch.ones(col.numel(), device=col.device) if value is None else value
+    value = torch.ones(col.numel(), dtype=torch.float32, device=col.device) if value is None else value
     shape = (matrix.size(0), matrix.size(1))
-    return Graph.from_torch_csr(torch.sparse_csr_tensor(rowptr, col, value, shape, check_invariants=False))
+    return Graph.from_torch_csr(
+        torch.sparse_csr_tensor(rowptr, col, value, shape, device=value.device, check_invariants=False)
+    )
 
 
 def from_pyg(data: torch_geometric.data.Data) -> Graph:
@@ -174,9 +176,9 @@ def from_pyg(data: torch_geometric.data.Data) -> Graph:
         TypeError, ValueError: as :meth:`Graph.from_torch_csr`; an edge between two graphs of the batch.
     """
     edges, weight, n = data.edge_index, getattr(data, "edge_weight", None), int(data.num_nodes)
-    weight = torch.ones(edges.shape[1], device=edges.device) if weight is None else weight
-    matrix = torch.sparse_coo_tensor(edges, weight, (n, n), check_invariants=False).coalesce().to_sparse_csr()
-    graph, batch = Graph.from_torch_csr(matrix), getattr(data, "batch", None)
+    weight = torch.ones(edges.shape[1], dtype=torch.float32, device=edges.device) if weight is None else weight
+    matrix = torch.sparse_coo_tensor(edges, weight, (n, n), device=weight.device, check_invariants=False)
+    graph, batch = Graph.from_torch_csr(matrix.coalesce().to_sparse_csr()), getattr(data, "batch", None)
     if batch is None:
         return graph
     if bool((batch[edges[0]] != batch[edges[1]]).any()):

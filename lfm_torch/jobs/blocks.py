@@ -190,7 +190,8 @@ def chance_levels(
     """
     settings = job.settings
     draws = math.ceil(_CHANCE_DRAWS / len(reduced))
-    values = {name: torch.full((len(reduced), draws), math.nan, dtype=torch.float64) for name in settings.measures}
+    size = (len(reduced), draws)
+    values = {name: torch.full(size, math.nan, dtype=torch.float64, device="cpu") for name in settings.measures}
     for kind in settings.kinds:
         measures = settings.measures_of(kind)
         names = [_name("chance", kind, entry.contents[kind], draws) for entry in reduced]
@@ -203,7 +204,7 @@ def chance_levels(
             for index, found in engine.run(job, tasks):
                 for i, drawn in zip(parts[index], found, strict=True):
                     for measure, numbers in drawn.items():
-                        values[measure][i] = torch.tensor(numbers, dtype=torch.float64)
+                        values[measure][i] = torch.tensor(numbers, dtype=torch.float64, device="cpu")
                         waiting.add([(names[i], measure, np.array(numbers).tobytes())])
     for name in settings.measures:
         if not MEASURES[name].paired:  # the order of rows is nothing to it: there is no chance level

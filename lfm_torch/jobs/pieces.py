@@ -108,7 +108,7 @@ class _Cache:
 
 
 def _read_side(job: Job, kind: str, group: Group) -> _Side:
-    none = torch.empty(0)
+    none = torch.empty(0, dtype=torch.float32, device="cpu")
     try:
         found = [job.pieces.read(key)[0] for key in group.keys]
     except (DamagedPieceError, KeyError) as error:
@@ -246,7 +246,7 @@ def compare_block(job: Job, task: Block) -> tuple[dict[str, Tensor], list[Failur
         return values, [failure for _, failed in found for failure in failed]
     if job.device != "cpu":
         return compare_block(dataclasses.replace(job, device="cpu", _cache=None), task)
-    nothing = torch.full((2, 1, 1), math.nan)
+    nothing = torch.full((2, 1, 1), math.nan, dtype=torch.float32, device="cpu")
     failure = Failure(task.x.checkpoints[task.rows[0]], None, reason, task.y.checkpoints[task.columns[0]])
     return {name: nothing[: 1 if MEASURES[name].symmetric else 2] for name in task.measures}, [failure]
 
@@ -286,7 +286,7 @@ def chance(job: Job, task: Chance) -> list[dict[str, list[float]]]:
         n = side.evecs.shape[2] if task.kind == "basis" else task.n
         # by the number of the draw: the same orders of rows for every representation, whenever it is compared
         generators = (torch.Generator().manual_seed(draw) for draw in range(task.draws))
-        orders = torch.stack([torch.randperm(n, generator=generator) for generator in generators]).to(job.device)
+        orders = torch.stack([torch.randperm(n, generator=g, device="cpu") for g in generators]).to(job.device)
         values.append(_shuffled(side, task, orders))
     return values
 

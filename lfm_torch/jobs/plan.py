@@ -88,7 +88,8 @@ def _seconds_of_a_basis(n: int, settings: Settings) -> float:
         return 0.0
     trial = min(n, _TRIAL)
     neighbors = None if settings.n_neighbors is None else min(settings.n_neighbors, trial - 1)
-    x = torch.randn(trial, _TRIAL_WIDTH, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(trial, _TRIAL_WIDTH, generator=generator, dtype=torch.float32, device="cpu")
     n_basis = min(settings.basis_of(n), trial - 1)
 
     def reduce() -> None:
@@ -102,9 +103,9 @@ def _seconds_of_a_basis(n: int, settings: Settings) -> float:
 def _seconds_of_a_pair(n: int, settings: Settings) -> float:
     """Time a small block of maps and their readings, for one pair."""
     trial, side, times = min(n, _TRIAL), 8, 3
-    m = settings.basis_of(n)
-    evecs = torch.randn(side, m, trial, generator=torch.Generator().manual_seed(0))
-    evals = torch.zeros(side, m)
+    generator, m = torch.Generator().manual_seed(0), settings.basis_of(n)
+    evecs = torch.randn(side, m, trial, generator=generator, dtype=torch.float32, device="cpu")
+    evals = evecs.new_zeros(side, m)
 
     def compare() -> None:
         for _ in range(times):

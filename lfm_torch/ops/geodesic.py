@@ -51,15 +51,15 @@ def geodesics_reference(rowptr: Tensor, col: Tensor, length: Tensor, sources: Te
 def _sample_inputs(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
     for b, n, k, p in ((1, 40, 2, 1), (2, 60, 4, 3), (1, 150, 20, 40), (3, 30, 3, 9)):
-        order = torch.rand(b, n, n, generator=generator)
+        order = torch.rand(b, n, n, generator=generator, dtype=torch.float32, device="cpu")
         order.diagonal(dim1=1, dim2=2).fill_(2.0)
         indices = order.argsort(dim=2)[..., :k].contiguous().to(device)
-        weights = torch.rand(b, n, k, generator=generator, dtype=torch.float64).to(device, dtype)
+        weights = torch.rand(b, n, k, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
         rowptr, col, length = symmetrize_edges_reference(indices, weights, "union")
-        yield rowptr, col, length, torch.randint(0, n, (b, p), generator=generator).to(device)
+        yield rowptr, col, length, torch.randint(0, n, (b, p), generator=generator, device="cpu").to(device)
     none = torch.zeros(5, dtype=torch.int64, device=device)
     empty = torch.zeros(0, dtype=dtype, device=device)
-    yield none, empty.int(), empty, torch.tensor([[1], [0]], device=device)
+    yield none, empty.int(), empty, torch.tensor([[1], [0]], dtype=torch.int64, device=device)
 
 
 GEODESICS = register(

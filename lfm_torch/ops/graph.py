@@ -115,10 +115,14 @@ def _sample_symmetrize(device: torch.device, dtype: torch.dtype) -> Iterator[tup
     generator = torch.Generator().manual_seed(0)
     for mode in SYMMETRIZATIONS:
         for b, n, k in ((1, 9, 3), (3, 50, 7), (1, 300, 120)):
-            order = torch.rand(b, n, n, generator=generator)
+            order = torch.rand(b, n, n, generator=generator, dtype=torch.float32, device="cpu")
             order.diagonal(dim1=1, dim2=2).fill_(2.0)
             indices = order.argsort(dim=2)[..., :k].contiguous().to(device)
-            yield indices, torch.rand(b, n, k, generator=generator, dtype=torch.float64).to(device, dtype), mode
+            yield (
+                indices,
+                torch.rand(b, n, k, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype),
+                mode,
+            )
 
 
 def _sample_backward(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:

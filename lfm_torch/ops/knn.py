@@ -160,18 +160,24 @@ def _sample_inputs(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[A
     generator = torch.Generator().manual_seed(0)
     for metric in METRICS:
         for b, n, m, d, k in ((1, 40, None, 3, 5), (2, 130, 70, 17, 70), (1, 300, None, 64, 299)):
-            x = torch.randn(b, n, d, generator=generator, dtype=torch.float64).to(device, dtype)
-            y = None if m is None else torch.randn(b, m, d, generator=generator, dtype=torch.float64).to(device, dtype)
+            x = torch.randn(b, n, d, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
+            y = (
+                None
+                if m is None
+                else torch.randn(b, m, d, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
+            )
             yield x, y, k, metric
 
 
 def _sample_ragged(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
-    sizes, others = torch.tensor([0, 40, 0, 0, 1, 41, 130, 333]), torch.tensor([0, 3, 0, 60, 70, 70, 90, 200])
-    offsets, y_offsets = sizes.cumsum(0), others.cumsum(0)
+    offsets, y_offsets = (
+        torch.tensor(sizes, dtype=torch.int64, device="cpu").cumsum(0)
+        for sizes in ([0, 40, 0, 0, 1, 41, 130, 333], [0, 3, 0, 60, 70, 70, 90, 200])
+    )
     for metric in METRICS:
-        x = torch.randn(int(offsets[-1]), 5, generator=generator, dtype=torch.float64).to(device, dtype)
-        y = torch.randn(int(y_offsets[-1]), 5, generator=generator, dtype=torch.float64).to(device, dtype)
+        x = torch.randn(int(offsets[-1]), 5, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
+        y = torch.randn(int(y_offsets[-1]), 5, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
         yield x, None, offsets, None, 50, metric
         yield x, y, offsets, y_offsets, 50, metric
 

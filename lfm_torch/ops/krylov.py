@@ -75,7 +75,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ..
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
 
     for b, panels, n in ((1, 0, 40), (3, 1, 60), (2, 3, 130), (1, 2, 5000), (9, 2, 70)):
         space, _ = torch.linalg.qr(randn(b, n, BLOCK * panels))
@@ -123,9 +123,9 @@ def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 def _symmetric_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for b, p in ((1, 5), (3, 16), (7, 40), (0, 4)):
-        matrices = torch.randn(b, p, p, generator=torch.Generator().manual_seed(p), dtype=torch.float64)
+        matrices = torch.randn(b, p, p, generator=torch.Generator().manual_seed(p), dtype=torch.float64, device="cpu")
         # distances that fix the eigenvectors but for their signs, and signs that the algorithm finds again
-        values = torch.diag_embed(torch.arange(p, dtype=torch.float64).expand(b, p))
+        values = torch.diag_embed(torch.arange(p, dtype=torch.float64, device="cpu").expand(b, p))
         rotation = torch.linalg.qr(matrices).Q
         yield ((rotation @ values @ rotation.mT).to(device, dtype),)
 

@@ -76,10 +76,10 @@ def _sample_product(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.rand(*shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
     for n, k, m in ((40, 5, 1), (65, 20, 8), (130, 60, 37), (70, 9, 64)):
-        order = torch.rand(1, n, n, generator=generator)
+        order = torch.rand(1, n, n, generator=generator, dtype=torch.float32, device="cpu")
         order.diagonal(dim1=1, dim2=2).fill_(2.0)
         indices = order.argsort(dim=2)[..., :k].contiguous().to(device)
         rowptr, col, weight = symmetrize_edges_reference(indices, rand(1, n, k), "mean")

@@ -51,7 +51,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ..
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.rand(*shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
     for a, m_y, b, m_x, skip in (
         (3, 5, 2, 4, 0),
@@ -130,7 +130,7 @@ def inner_products_reference(x: Tensor, y: Tensor) -> Tensor:
 def _stack_samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
     for a, b, n in ((3, 5, 7), (1, 1, 1), (13, 33, 300), (50, 100, 520), (600, 530, 40), (0, 4, 3), (4, 3, 0)):
-        stacks = (torch.randn(size, n, generator=generator, dtype=torch.float64) for size in (a, b))
+        stacks = (torch.randn(size, n, generator=generator, dtype=torch.float64, device="cpu") for size in (a, b))
         yield tuple(stack.to(device, dtype) / max(n, 1) ** 0.5 for stack in stacks)
 
 

@@ -56,7 +56,7 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ..
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.rand(*shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
     for b, n, k, m, degree in (
         (1, 40, 5, 16, 1),
@@ -65,15 +65,15 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Any, ..
         (1, 700, 12, 40, 5),
         (2, 9, 3, 4, 0),
     ):
-        order = torch.rand(b, n, n, generator=generator)
+        order = torch.rand(b, n, n, generator=generator, dtype=torch.float32, device="cpu")
         order.diagonal(dim1=1, dim2=2).fill_(2.0)
         indices = order.argsort(dim=2)[..., :k].contiguous().to(device)
         rowptr, col, weight = symmetrize_edges_reference(indices, rand(b, n, k), "mean")
         scalings = (rand(b * n), rand(b * n) / k, rand(b * n) + 0.5)
-        steps = torch.rand(degree, 3, generator=generator, dtype=torch.float64) - 0.5
+        steps = torch.rand(degree, 3, generator=generator, dtype=torch.float64, device="cpu") - 0.5
         yield rowptr, col, weight, *scalings, rand(b * n, m) - 0.5, steps, b
     none = torch.zeros(4, dtype=torch.int64, device=device)
-    steps = torch.tensor([[0.5, 1.0, 3.0], [-1.0, 0.5, 0.25]], dtype=torch.float64)
+    steps = torch.tensor([[0.5, 1.0, 3.0], [-1.0, 0.5, 0.25]], dtype=torch.float64, device="cpu")
     yield none, none[:0].int(), rand(0), rand(3), rand(3), rand(3) * 0, rand(3, 5), steps, 1
 
 

@@ -81,7 +81,8 @@ def _curves(ax: Axes, monitor: Monitor, measure: str) -> None:
         ax.set_title("dimension (participation ratio)")
         ax.set_ylim(bottom=0)
         return
-    chance = torch.tensor([monitor.chance[layer][measure] for layer in monitor.layers if layer in monitor.chance])
+    levels = [monitor.chance[layer][measure] for layer in monitor.layers if layer in monitor.chance]
+    chance = torch.tensor(levels, dtype=torch.float32, device="cpu")
     if len(chance):
         ax.axhline(float(chance.mean()), color="0.55", linewidth=0.8, linestyle=(0, (1, 2)))
         ax.annotate(

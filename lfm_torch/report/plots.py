@@ -202,7 +202,7 @@ def _embedded(points: Tensor | None, embedding: Tensor | None, n: int) -> np.nda
         return np.asarray(found)
     if embedding.shape != (n, 2):
         raise ValueError(f"embedding must have shape [{n}, 2], got {list(embedding.shape)}")
-    return np.asarray(torch.as_tensor(embedding).detach().cpu().numpy())
+    return np.asarray(torch.as_tensor(embedding, device="cpu").detach().numpy())
 
 
 def _lines(ax: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:

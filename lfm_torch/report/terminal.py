@@ -185,7 +185,7 @@ def _print_measures(console: Console, comparison: Comparison) -> None:
     for name, matching in matchings.items():
         if matching is None:
             matrix = comparison.matrix(name)
-            apart = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
+            apart = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
             values = [f"{float(apart.mean()):.3f}"]
         else:
             right = round(matching.accuracy * matching.n_decisions)

@@ -294,7 +294,8 @@ class Monitor:
         spaces = [last[layer] for layer in self.layers if layer in last]
         if not spaces:
             return None
-        return torch.tensor([[compare(x, y)[measure] for y in spaces] for x in spaces])
+        values = [[compare(x, y)[measure] for y in spaces] for x in spaces]
+        return torch.tensor(values, dtype=torch.float32, device="cpu")
 
     def save(self, directory: str | Path | None = None, *, figures: bool = True) -> list[Path]:
         """Write ``history.json``, ``history.csv`` and, with ``figures``, ``curves.png``, ``layers.png`` (rank zero).

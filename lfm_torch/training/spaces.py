@@ -80,10 +80,10 @@ class SpaceSettings:
         generator = torch.Generator().manual_seed(0)
         scores: dict[str, float] = {}
         if space.basis is not None:
-            order = torch.randperm(space.basis.n, generator=generator).to(space.basis.evecs.device)
+            order = torch.randperm(space.basis.n, generator=generator, device="cpu").to(space.basis.evecs.device)
             scores |= self._read(paired_map(replace(space.basis, evecs=space.basis.evecs[order]), space.basis))
         if space.points is not None:
-            order = torch.randperm(len(space.points), generator=generator).to(space.points.device)
+            order = torch.randperm(len(space.points), generator=generator, device="cpu").to(space.points.device)
             scores |= self._score(space.points[order], space.points)
         return {name: scores[name] for name in self.measures}
 
