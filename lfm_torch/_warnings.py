@@ -1,10 +1,15 @@
 """The one warning category of the library, so that users can filter or escalate it by name, and how it is given."""
 
+import functools
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class LFMWarning(UserWarning):
@@ -14,7 +19,7 @@ class LFMWarning(UserWarning):
 def warn(message: str) -> None:
     """Give an :class:`LFMWarning` at the line that called the library, through all decorators and torch's own calls."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and _package(frame.f_globals) in ("lfm_torch", "torch"):
+    while frame.f_back is not None and _package(frame.f_globals) in ("lfm_torch", "torch", "contextlib"):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, LFMWarning, stacklevel=level)
 
@@ -40,6 +45,29 @@ def collecting() -> Iterator[list[str]]:
         yield notes
     finally:
         _collected.reset(token)
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Give the notes of one of several representations under its name."""
+    with collecting() as notes:
+        yield
+    for text in notes:
+        note(f"{name}: {text}")
+
+
+def said_once(function: Callable[P, R]) -> Callable[P, R]:
+    """Give every note of a call once, at its end, however many of its parts came across the reason."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with collecting() as notes:
+            result = function(*args, **kwargs)
+        for text in notes:
+            note(text)
+        return result
+
+    return wrapper
 
 
 def _package(scope: dict[str, object]) -> str:

@@ -35,7 +35,8 @@ class Item:
         layer: name of the layer.
         n_components: connected components of its neighbour graph.
         n_unconverged: eigenpairs that did not reach the solver's tolerance.
-        note: how it was computed where that was not the usual way (on the CPU, for lack of memory on a GPU).
+        note: what a reader should know of it: rows of zeros or an offset that dwarfs the rest, under a metric of
+            angles; that it was computed on the CPU, for lack of memory on a GPU.
     """
 
     checkpoint: str

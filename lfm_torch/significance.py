@@ -14,13 +14,14 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
+from lfm_torch._warnings import collecting, said_once
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import default_n_basis
 from lfm_torch.functional_map import paired_map
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, MEASURES, POINT_MEASURES, Measure, check_measures
 from lfm_torch.neighbors import default_n_neighbors
 from lfm_torch.pairs import shuffled_maps, shuffled_scores
-from lfm_torch.pipeline import check_pair, representation_basis, similarity
+from lfm_torch.pipeline import bases_of_pair, check_pair, similarity, states_of_pair
 from lfm_torch.similarity import Maps
 
 # halves of so many entries of n x n arrays are taken at once
@@ -64,6 +65,7 @@ class Significance:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({chance})"
 
 
+@said_once
 @outside_autocast
 def significance(
     x: ArrayLike,
@@ -142,7 +144,7 @@ def _with_null(
     orders = torch.stack([_order(len(x), generator) for _ in range(n_permutations)]).to(x.device)
     with torch.no_grad():
         if any(name in MAP_MEASURES for name in measures):
-            bases = [representation_basis(points, **settings) for points in (x, y)]
+            bases = bases_of_pair(x, y, **settings)
             evecs, evals = zip(*((basis.evecs.mT.contiguous(), basis.evals) for basis in bases), strict=True)
             maps = Maps.of(paired_map(*bases))
             shuffled = shuffled_maps(evecs[0], evals[0], evecs[1], evals[1], orders)
@@ -154,7 +156,7 @@ def _with_null(
                 null = read(shuffled).flatten()
             else:
                 measure = POINT_MEASURES[name]
-                a, b = (measure.prepare(part) for part in parts)
+                a, b = states_of_pair(measure, *parts)
                 values[name] = float(measure.score(a, b))
                 null = shuffled_scores(measure, a, b, orders)
             if MEASURES[name].paired:
@@ -180,7 +182,8 @@ def _over_halves(
     halved = {**settings, "n_neighbors": n_neighbors, "n_basis": n_basis}
     rows = torch.stack([_order(len(x), generator)[:size] for _ in range(n_splits)]).to(x.device)
     found: dict[str, list[Tensor]] = {name: [] for name in measures}
-    with torch.no_grad():
+    # what is to be said of the data has been said of all samples
+    with torch.no_grad(), collecting():
         for part in torch.split(rows, max(1, _HALVES_ENTRIES // size**2)):
             scores = similarity(x[part], y[part], measures=measures, batched=True, **halved)
             for name, values in scores.items():
@@ -227,6 +230,7 @@ class Sensitivity:
         return found
 
 
+@said_once
 @outside_autocast
 def sensitivity(
     x: ArrayLike,
@@ -286,7 +290,8 @@ def sensitivity(
         for size in subsets:
             rows = _order(n, generator)[:size].sort().values.to(x.device)
             fewer = {**settings, "n_neighbors": max(1, round(k * size / n)), "n_basis": default_n_basis(size)}
-            values["n_samples"][size] = _floats(similarity(x[rows], y[rows], measures=measures, **fewer))
+            with collecting():  # what is to be said of the data is said of all samples, below
+                values["n_samples"][size] = _floats(similarity(x[rows], y[rows], measures=measures, **fewer))
         for count in counts:
             changed = {**settings, "n_neighbors": count, "n_basis": m}
             values["n_neighbors"][count] = _floats(similarity(x, y, measures=measures, **changed))
@@ -300,7 +305,7 @@ def _over_sizes(
     maps = [name for name in measures if name in MAP_MEASURES]
     points = [name for name in measures if name in POINT_MEASURES]
     fixed = _floats(similarity(x, y, measures=points)) if points else {}
-    bases = [representation_basis(side, n_basis=max(sizes), **settings) for side in (x, y)] if maps else []
+    bases = bases_of_pair(x, y, n_basis=max(sizes), **settings) if maps else ()
     for size in sizes:
         read = {}
         if maps:

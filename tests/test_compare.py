@@ -159,7 +159,7 @@ def test_what_fails_is_reported_and_the_rest_compared() -> None:
     bad = cloud(4)
     bad[3, 1] = math.nan
     zero = cloud(5)
-    zero[7] = 0
+    zero[:] = 0
     x = {
         "good": {"a": cloud(1), "b": cloud(2)},
         "nan": {"a": cloud(3), "b": bad},
@@ -171,7 +171,7 @@ def test_what_fails_is_reported_and_the_rest_compared() -> None:
     reasons = {(failure.checkpoint, failure.layer): failure.reason for failure in comparison.failures}
     assert "must be finite, got nan in row 3" in reasons["nan", "b"]
     assert "must have the 80 rows of the others, got 50" in reasons["short", "a"]
-    assert "zero in row 7" in reasons["short", "b"]
+    assert "(a collapsed representation)" in reasons["short", "b"]
     assert "float16, bfloat16, float32 or float64, got torch.int64" in reasons["odd", "a"]
     assert "shape [n, d], a row per sample, got [2, 80, 3]" in reasons["odd", "b"]
     assert [(item.checkpoint, item.layer) for item in comparison.items] == [("good", "a"), ("good", "b"), ("nan", "a")]
@@ -341,3 +341,24 @@ def test_the_number_of_eigenvectors_goes_by_the_samples() -> None:
     found, wanted = compare(clouds), compare(clouds, n_basis=N // 4)
     assert found.settings["n_basis"] == N // 4
     assert all(torch.equal(found.matrix(name), wanted.matrix(name)) for name in found.measures)
+
+
+@pytest.mark.parametrize("measures", [("heat",), ("mutual_knn",), ("heat", "mutual_knn")])
+def test_what_is_to_be_said_of_a_representation_is_in_the_record(measures: Any, tmp_path: Path) -> None:
+    """Once, with the name; and again where the work was in the store already."""
+    x = torch.randn(100, 6)
+    dead, far = x.clone(), x + 9
+    dead[[3, 50]] = 0
+    for _ in range(2):
+        with pytest.warns(LFMWarning) as said:
+            found = compare({"a": {"fc": x}, "b": {"fc": dead}, "c": {"fc": far}}, measures=measures, store=tmp_path)
+        assert len(said) == 1
+        count = 1 + ("heat" in measures)
+        assert f"notes on {count} of 3 representations, the first: b, layer fc: 2 of 100 rows" in str(said[0].message)
+        assert said[0].filename == __file__
+        assert found.items[0].note == ""
+        assert found.items[1].note.startswith("2 of 100 rows are zero")
+        assert ("mean of the rows" in found.items[2].note) == ("heat" in measures)
+    need("jinja2")
+    found.report(tmp_path / "report")
+    assert "2 of 100 rows are zero" in (tmp_path / "report" / "report.html").read_text("utf-8")

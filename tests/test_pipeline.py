@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,3 +120,66 @@ def test_measures_are_one_name_or_several(function: Any) -> None:
     for given, near in (("CKA", "linear_cka"), ("Heat", "heat"), ("knn", "mutual_knn")):
         with pytest.raises(ValueError, match=f"measures must be one of .*did you mean .*'{near}'"):
             function(x, y, measures=given)
+
+
+def said(call: Any) -> list[str]:
+    """What a call warns of."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", lfm.LFMWarning)
+        call()
+    assert all(one.filename == __file__ for one in found)
+    return [str(one.message) for one in found]
+
+
+def test_rows_of_zeros_are_said_of_each_representation_once() -> None:
+    x, y = torch.randn(120, 6), torch.randn(120, 6)
+    x[:3] = y[5] = 0
+    measures = ("heat", "mutual_knn")
+    for call in (
+        lambda: lfm.similarity(x, y, measures=measures),
+        lambda: lfm.significance(x, y, measures=measures, n_permutations=5, n_splits=2),
+        lambda: lfm.sensitivity(x, y, measures=("heat",)),
+        lambda: lfm.distortion(x, y),
+    ):
+        first, second = said(call)[:2]
+        assert first.startswith("x: 3 of 120 rows are zero")
+        assert second.startswith("y: 1 of 120 rows are zero")
+    assert len(said(lambda: lfm.similarity(x, y, measures=measures))) == 2
+    assert said(lambda: lfm.similarity(x, y, metric="euclidean")) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_zeros_leave_the_scores_of_the_others(dtype: torch.dtype) -> None:
+    """Against the same spaces without these samples."""
+    z = torch.randn(400, 10, dtype=dtype)
+    x, y = ((z @ torch.randn(10, 32, dtype=dtype)).relu() for _ in range(2))
+    dead = torch.arange(400) % 50 == 7  # 2%
+    without = lfm.similarity(x[~dead], y[~dead], n_basis=30)
+    x[dead] = 0
+    with pytest.warns(lfm.LFMWarning, match="x: 8 of 400 rows are zero"):
+        found = lfm.similarity(x, y, n_basis=30)
+    for name, value in without.items():
+        assert float(found[name]) == pytest.approx(float(value), abs=0.03)
+
+
+def test_an_offset_that_dwarfs_the_spread_is_said() -> None:
+    x = torch.randn(300, 16)
+    y = x + 5  # five standard deviations
+    (message,) = said(lambda: lfm.similarity(x, y))
+    assert message.startswith("y: the mean of the rows is more than 4 times their spread")
+    assert "x - x.mean(0)" in message
+    assert "metric='euclidean'" in message
+    for scale in (1e-30, 1e30):
+        assert len(said(functools.partial(lfm.similarity, x * scale, y * scale))) == 1
+    assert said(lambda: lfm.similarity(x, y, metric="euclidean")) == []
+    assert said(lambda: lfm.similarity(x, y - y.mean(0))) == []
+    assert len(said(lambda: lfm.similarity(torch.stack([x, x]), torch.stack([x, y]), batched=True))) == 1
+    assert float(lfm.similarity(x, y, metric="euclidean")["heat"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_features_have_a_mean_of_their_own(real_data: Path) -> None:
+    """ReLU, pooled or not, and words: nothing to be said."""
+    z = torch.randn(300, 16) @ torch.randn(16, 64)
+    words = torch.from_numpy(np.load(real_data / "word_embeddings.npz")["word2vec"][:300])
+    assert said(lambda: lfm.similarity(z.relu(), torch.sigmoid(z / 4))) == []
+    assert said(lambda: lfm.similarity(words, words.float().relu().half())) == []

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,24 @@ def test_a_measure_by_another_name() -> None:
     assert point is not None
     assert [event.measure for event in point.events] == ["linear_cka"]
     assert torch.equal(monitor.layer_matrix("cka"), monitor.layer_matrix("linear_cka"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_to_be_said_of_a_layer_is_said_once(background: bool) -> None:
+    """Of a training whose dead samples change in number from step to step."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU())
+    monitor = Monitor(model, PROBE, layers="1", n_basis=8, background=background)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for step in range(4):
+            with torch.no_grad():
+                model[0].bias.fill_(-0.8 - 0.1 * step)
+            monitor.measure(step=step)
+        monitor.close()
+    assert [point.notes["1"].partition(" rows are zero")[1] != "" for point in monitor.history] == [True] * 4
+    assert len({point.notes["1"] for point in monitor.history}) > 1
+    (one,) = found
+    assert one.category is lfm.LFMWarning
+    assert str(one.message).startswith("Monitor: layer '1' at step 0: ")
+    monitor.load_state_dict(monitor.state_dict())
+    assert monitor.history[0].notes

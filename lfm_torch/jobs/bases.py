@@ -8,11 +8,12 @@ have converged); there a basis depends on its neighbours within the tolerance of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lfm_torch._warnings import collecting, note
 from lfm_torch.basis import Basis
 from lfm_torch.graph import Graph
 from lfm_torch.jobs.tasks import Settings
@@ -21,7 +22,7 @@ from lfm_torch.pipeline import graph_basis, representation_basis, representation
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 # blocks of the solver beside the basis, in multiples of it: the filtered block, its image, trial spaces
 _SOLVER_BLOCKS = 12
-Found = tuple[Basis, str] | Exception
+Found = tuple[Basis, list[str]] | Exception
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,8 +32,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
+class _Waiting(NamedTuple):
+    points: Tensor
+    graph: Graph | Exception
+    notes: list[str]
+
+
 def bases_of(points: Sequence[Tensor], settings: Settings, *, room: int | None = None) -> Iterator[Found]:
-    """Basis of each representation ``[n, d_i]`` with a note, in order; or the error that one of them raised.
+    """Basis of each representation ``[n, d_i]`` with its notes, in order; or the error that one of them raised.
 
     Args:
         points: Representations of the same samples on one device.
@@ -45,15 +52,16 @@ def bases_of(points: Sequence[Tensor], settings: Settings, *, room: int | None =
                 yield _alone(x, settings)
             return
         room = torch.cuda.mem_get_info(points[0].device)[0] // 2
-    waiting: list[tuple[Tensor, Graph | Exception]] = []
+    waiting: list[_Waiting] = []
     taken = 0
     for x in points:
-        graph = _graph_of(x, settings)
+        with collecting() as notes:
+            graph = _graph_of(x, settings)
         size = 0 if isinstance(graph, Exception) else _bytes_of(graph, settings.basis_of(graph.n_nodes))
         if waiting and taken + size > room:
             yield from _together(waiting, settings)
             waiting, taken = [], 0
-        waiting.append((x, graph))
+        waiting.append(_Waiting(x, graph, notes))
         taken += size
     yield from _together(waiting, settings)
 
@@ -70,14 +78,14 @@ def _graph_of(x: Tensor, settings: Settings) -> Graph | Exception:
         return error
 
 
-def _together(waiting: Sequence[tuple[Tensor, Graph | Exception]], settings: Settings) -> Iterator[Found]:
+def _together(waiting: Sequence[_Waiting], settings: Settings) -> Iterator[Found]:
     """Solve in one batch; without room for it in halves, and one by one at last, where the CPU may help."""
-    graphs = [graph for _, graph in waiting if isinstance(graph, Graph)]
+    graphs = [one.graph for one in waiting if isinstance(one.graph, Graph)]
     alike = len({(graph.n_nodes, graph.weight.dtype) for graph in graphs}) == 1
     if len(graphs) < 2 or not alike:
-        yield from (_alone(x, settings) for x, _ in waiting)
+        yield from (_alone(one.points, settings) for one in waiting)
         return
-    again: list[Sequence[tuple[Tensor, Graph | Exception]]] = []
+    again: list[Sequence[_Waiting]] = []
     try:
         basis = graph_basis(Graph.batch(graphs), n_basis=settings.n_basis)
     except (RuntimeError, MemoryError) as error:
@@ -91,26 +99,26 @@ def _together(waiting: Sequence[tuple[Tensor, Graph | Exception]], settings: Set
             yield from _together(part, settings)
         return
     parts = iter(basis.unbatch())
-    for x, graph in waiting:
+    for x, graph, notes in waiting:
         if isinstance(graph, Exception):  # what had no room beside the others may have it alone, or on the CPU
             yield _alone(x, settings) if is_out_of_memory(graph) else graph
         else:
-            yield next(parts), ""
+            yield next(parts), notes
 
 
 def _alone(x: Tensor, settings: Settings) -> Found:
-    """Graph and basis; where the device has no room, on the CPU, and the note says so."""
+    """Graph and basis; where the device has no room, on the CPU, and a note says so."""
     options = {**_graph_options(settings), "n_basis": settings.n_basis}
-    note = ""
     try:
-        try:
-            return representation_basis(x, **options), note
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not x.is_cuda:
-                raise
-            note = f"out of memory on {x.device}: basis computed on the CPU"
-        torch.cuda.empty_cache()
-        return representation_basis(x.cpu(), **options).to(x.device), note
+        with collecting() as notes:
+            try:
+                return representation_basis(x, **options), notes
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not x.is_cuda:
+                    raise
+                note(f"out of memory on {x.device}: basis computed on the CPU")
+            torch.cuda.empty_cache()
+            return representation_basis(x.cpu(), **options).to(x.device), notes
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         return error
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch._warnings import LFMWarning
+from lfm_torch._warnings import LFMWarning, collecting
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.comparison import Failure
 from lfm_torch.jobs.bases import Found, bases_of, is_out_of_memory
@@ -207,9 +207,10 @@ def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: 
     if isinstance(basis, Exception):
         raise basis
     if basis is not None:
-        found, note = basis
+        found, notes = basis
         unconverged = int((~found.converged).sum())
-        stats: dict[str, Any] = {"n_components": int(found.n_components), "n_unconverged": unconverged, "note": note}
+        stats: dict[str, Any] = {"n_components": int(found.n_components), "n_unconverged": unconverged}
+        stats["notes"] = tuple(notes)
         reduced = dataclasses.replace(reduced, dtype=_dtype_name(found.evals), **stats)
         info = {"kind": "basis", **reduced.info, "seconds": round(seconds, 4)}
         # transposed, [m, n]: the layout that the products of pairs read
@@ -217,8 +218,10 @@ def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: 
         reduced.contents["basis"] = job.pieces.write(keys["basis"], tensors, info)
     points = Points(x)
     for name in settings.point_measures:
-        state = stored(POINT_MEASURES[name].prepare(points), points.dtype)
+        with collecting() as notes:
+            state = stored(POINT_MEASURES[name].prepare(points), points.dtype)
         tensors = {str(i): part for i, part in enumerate(state)}
+        reduced = dataclasses.replace(reduced, notes=tuple(dict.fromkeys((*reduced.notes, *notes))))
         reduced.contents[name] = job.pieces.write(keys[name], tensors, {"kind": name, **reduced.info})
     return reduced
 

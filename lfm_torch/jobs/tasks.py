@@ -114,7 +114,7 @@ class Reduced:
     contents: dict[str, str]
     n_components: int = 1
     n_unconverged: int = 0
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def info(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Reduced:
             "dtype": self.dtype,
             "n_components": self.n_components,
             "n_unconverged": self.n_unconverged,
-            "note": self.note,
+            "notes": self.notes,
         }
 
 

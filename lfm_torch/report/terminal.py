@@ -130,6 +130,9 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
     if comparison.failures:
         _print_failures(console, "not compared", comparison.failures, "see the report")
         console.print()
+    if noted := [f"{item.checkpoint}, layer {item.layer}: {item.note}" for item in comparison.items if item.note]:
+        _print_failures(console, "with a note", noted, "see the report")
+        console.print()
     if written:
         console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
 
@@ -237,6 +240,11 @@ def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, An
         "settings": dict(comparison.settings),
         "measures": measures,
         "failures": [vars(failure) for failure in comparison.failures],
+        "notes": [
+            {"checkpoint": item.checkpoint, "layer": item.layer, "note": item.note}
+            for item in comparison.items
+            if item.note
+        ],
         "written": [str(path) for path in written],
     }
 

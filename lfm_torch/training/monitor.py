@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from lfm_torch import _checks, _files
 from lfm_torch._precision import outside_autocast
 from lfm_torch._probe import is_sharded, unwrapped
-from lfm_torch._warnings import LFMWarning
+from lfm_torch._warnings import LFMWarning, warn
 from lfm_torch.graph import Weights
 from lfm_torch.measures import check_measures, full_name
 from lfm_torch.neighbors import Metric
@@ -166,6 +167,7 @@ class Monitor:
         self._tracker = Tracker(settings, reference, self.layers, mode, alerts)
         self._steps = 0
         self._last_step: int | None = None
+        self._said: set[tuple[str, str]] = set()
         self._pending: Callable[[], tuple[Point, Chance]] | None = None
         self._pool: ThreadPoolExecutor | None = None
 
@@ -255,9 +257,18 @@ class Monitor:
         for layer, reason in point.failures.items():
             if is_rank_zero():
                 warnings.warn(f"Monitor: layer {layer!r} not measured at step {point.step}: {reason}", LFMWarning, 3)
+        self._say(point)
         asked = bool(point.events and self.on_event and from_rank_zero(functools.partial(self._tell, point.events)))
         self.should_stop |= asked or any(event.stop for event in point.events)
         return point
+
+    def _say(self, point: Point) -> None:
+        """Warn of what there is to be said of a layer when it first is, whatever the numbers in it are later."""
+        for layer, text in point.notes.items():
+            known = layer, re.sub(r"\d+", "", text)
+            if known not in self._said and is_rank_zero():
+                warn(f"Monitor: layer {layer!r} at step {point.step}: {text} (said once; the history has it)")
+            self._said.add(known)
 
     def close(self) -> None:
         """Take what is in the background, write the history; figures are written by :meth:`save`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lfm_torch import _checks
 from lfm_torch._precision import outside_autocast
+from lfm_torch._warnings import about, collecting
 from lfm_torch.training.alerts import Alert, Event, Watch
 from lfm_torch.training.spaces import Space, SpaceSettings, dimension
 
@@ -34,6 +35,7 @@ class Point:
         failures: ``{layer: reason}`` for layers that could not be measured.
         events: Alerts that spoke.
         seconds: What it took: "extract" and "reduce".
+        notes: ``{layer: text}`` where something is to be said of the points: rows of zeros, an offset.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Point:
     failures: dict[str, str]
     events: tuple[Event, ...]
     seconds: dict[str, float]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,11 @@ class Tracker:
         points = {
             layer: _checks.check_space(f"reference[{layer!r}]", found[layer], batched=None) for layer in self.layers
         }
-        self.references = {layer: self._reduced(x) for layer, x in points.items()}
+        references = {}
+        for layer, x in points.items():
+            with about(f"reference[{layer!r}]"):
+                references[layer] = self._reduced(x)
+        self.references = references
 
     @torch.no_grad()
     @outside_autocast
@@ -110,21 +117,25 @@ class Tracker:
             return Point(moment.step, moment.epoch, {}, dict.fromkeys(self.layers, reason), (), {}), self.chance
         scores: dict[str, dict[str, float]] = {}
         failures: dict[str, str] = {}
+        notes: dict[str, str] = {}
         with self._aside(found):
             for layer, x in found.layers.items():
                 scores[layer] = {}
                 try:
-                    self._measure_layer(layer, x, scores[layer])
+                    with collecting() as found_notes:
+                        self._measure_layer(layer, x, scores[layer])
                 except (ValueError, TypeError, RuntimeError) as error:
                     if strict:
                         raise
                     failures[layer] = _checks.one_line(error)
+                if found_notes:
+                    notes[layer] = "; ".join(found_notes)
             self._move_reference(moment)
             for layer in self.last.keys() - self.chance.keys():
                 self.chance[layer] = self.settings.chance(self.last[layer])
         events = tuple(self.watch.events(scores, moment.step, moment.epoch))
         seconds = {"extract": found.seconds, "reduce": time.perf_counter() - start}
-        return Point(moment.step, moment.epoch, scores, failures, events, seconds), self.chance
+        return Point(moment.step, moment.epoch, scores, failures, events, seconds, notes), self.chance
 
     def state(self) -> dict[str, Any]:
         """Plain values and CPU tensors, for ``torch.load(weights_only=True)``."""
