@@ -97,6 +97,12 @@ def check_points(name: str, x: object) -> Tensor:
 
 def measured_points(name: str, x: object) -> tuple[Tensor, float]:
     """Check as :func:`check_points` does; return also the largest magnitude, which the check has seen anyway."""
+    x = check_floating(name, x)
+    return x, check_finite(name, x)
+
+
+def check_floating(name: str, x: object) -> Tensor:
+    """Check as :func:`check_points` does, but for the values."""
     x = as_tensor(name, x)
     check_dense(name, x)
     if x.dtype not in FLOATING:
@@ -105,7 +111,7 @@ def measured_points(name: str, x: object) -> tuple[Tensor, float]:
         raise ValueError(f"{name} must have shape [..., n, d], got {list(x.shape)}")
     if x.numel() == 0:
         raise ValueError(f"{name} must have shape [..., n, d] without empty dimensions, got {list(x.shape)}")
-    return x, check_finite(name, x)
+    return x
 
 
 def check_space(name: str, x: object, *, batched: bool | None = False) -> Tensor:

@@ -6,6 +6,7 @@ the store already is not done again; what is finished goes there at once. :mod:`
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 import warnings
@@ -18,6 +19,7 @@ import torch
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
+from lfm_torch._nonfinite import Nonfinite, check_nonfinite, rows_to_leave_out
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.checkpoint_files import Checkpoint, in_order, parse_name
@@ -28,8 +30,17 @@ from lfm_torch.jobs import memory
 from lfm_torch.jobs.blocks import all_pairs, chance_levels
 from lfm_torch.jobs.engines import DistributedEngine, Engine, make_engine
 from lfm_torch.jobs.pieces import Job, quiet_workers
-from lfm_torch.jobs.store import Store, Waiting
-from lfm_torch.jobs.tasks import MemoryPieces, Reduced, Reduction, Settings
+from lfm_torch.jobs.store import DamagedPieceError, Store, Waiting
+from lfm_torch.jobs.tasks import (
+    MemoryPieces,
+    Reduced,
+    Reduction,
+    Screened,
+    Screening,
+    Settings,
+    identity_without,
+    rows_key,
+)
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
 from lfm_torch.sources import Given, Source
@@ -54,6 +65,7 @@ def compare(
     store: Store | str | Path | None = None,
     engine: Engine | str = "local",
     memory_budget: int | None = None,
+    nonfinite: Nonfinite = "raise",
 ) -> Comparison:
     """Compare many representations of the same samples, every one with every other.
 
@@ -73,11 +85,16 @@ def compare(
         weights: Edge weights, see :func:`build_graph`.
         runs: ``{network: (run, step)}`` to say which networks are states of one training run; None reads it from the
             names ("seed0/epoch=04").
-        progress: Called as ``progress(stage, done, total)`` with the stages "representations" and "pairs".
+        progress: Called as ``progress(stage, done, total)`` with the stages "representations" and "pairs" (before them
+            "samples" where ``nonfinite="drop"``).
         store: Directory in which every finished piece is kept: an interrupted comparison goes on where it was, one with
             a network more computes the new pairs only. None keeps nothing.
         engine: "local" (threads), "torch" (the processes of ``torchrun``) or "ray"; the last two need a store.
         memory_budget: Bytes that this process may take in all; None for half of what is free.
+        nonfinite: What a sample with a NaN or an infinity in some representation does: "raise" lists that
+            representation as failed and compares the rest; "drop" leaves the sample out of all, says so once, and lists
+            the rows in ``settings["left_out"]``. A representation that has lost more than half of its samples fails in
+            any case, and the others keep them. Networks are read twice for it, the first time to find the rows.
 
     Returns:
         Comparison. A network or layer that cannot be read or compared is listed in its ``failures``; the rest goes on.
@@ -89,8 +106,8 @@ def compare(
         OSError: the store cannot be written (a full disk, say); what was finished is kept.
 
     Warns:
-        LFMWarning: something could not be compared; something is to be said of a representation (rows of zeros, an
-            offset, no room on a GPU), which its item holds as ``note`` and the report lists.
+        LFMWarning: something could not be compared; samples were left out; something is to be said of a representation
+            (rows of zeros, an offset, no room on a GPU), which its item holds as ``note`` and the report lists.
 
     Example:
         >>> import torch
@@ -104,6 +121,7 @@ def compare(
     started = time.perf_counter()
     settings = Settings(check_measures(measures), n_neighbors, n_basis, metric, weights)
     _check_settings(representations, settings, runs)
+    check_nonfinite(nonfinite)
     if store is None and engine != "local":
         raise ValueError(f"store must be a directory that all workers see for engine={engine!r}, got None")
     source = representations if isinstance(representations, Source) else Given(representations)
@@ -119,7 +137,7 @@ def compare(
                 return result
             if kept is not None:
                 kept.open()
-            run = _Run(job, kept, chosen, progress or (lambda stage, done, total: None), memory_budget)
+            run = _Run(job, kept, chosen, progress or (lambda stage, done, total: None), memory_budget, nonfinite)
             result = _finished(run, runs, started)
     finally:
         chosen.close(result)
@@ -149,6 +167,7 @@ def _finished(run: _Run, runs: Mapping[str, tuple[str, int | None]] | None, star
     n = reduced[0].n
     described = {
         "n_samples": n,
+        **({"left_out": list(run.left_out)} if run.left_out else {}),
         "measures": list(settings.measures),
         "n_neighbors": settings.neighbors_of(n),
         "n_basis": settings.basis_of(n),
@@ -208,17 +227,65 @@ class _Run:
     engine: Engine
     progress: Progress
     memory_budget: int | None
+    nonfinite: Nonfinite
+    left_out: tuple[int, ...] = ()
+
+    def screen_all(self) -> int | None:
+        """Find the samples to leave out and return how many there are in all; None where nothing can be read."""
+        names = list(self.job.source)
+        screened: dict[str, dict[str, Screened]] = {}
+        tasks = []
+        for name in names:
+            identities, screened[name] = self._screened(name)
+            if identities is None or identities:
+                tasks.append(Screening(name, identities))
+        done = len(names) - len(tasks)
+        self.progress("samples", done, len(names))
+        with Waiting(None if self.store is None else self.store.keep) as waiting:
+            for index, found in self.engine.run(self.job, tasks, limit=self._readers(None)):
+                task = tasks[index]
+                screened[task.checkpoint] |= found
+                done += 1
+                self.progress("samples", done, len(names))
+                if task.identities is not None:
+                    waiting.add([(rows_key(task.identities[layer]), one.info) for layer, one in found.items()])
+        every = [one for name in names for one in screened[name].values()]
+        # as in the reduction, the first that is of use says how many samples there are
+        n = next((one.n for one in every if 2 * len(one.rows) <= one.n), None)
+        if n is not None:
+            self.left_out = rows_to_leave_out(n, {one.title: one.rows for one in every if one.n == n})
+            self.job.settings.check_against(n - len(self.left_out))
+        return n
+
+    def _screened(self, name: str) -> tuple[dict[str, str] | None, dict[str, Screened]]:
+        """Return the identities of the layers to be looked at (None for all) and what the store knows of the others."""
+        if self.store is None:
+            return None, {}
+        try:
+            identities = self.job.source.identities(name, self.store.digest_of)
+        # said where it is reduced
+        except Exception:
+            return {}, {}
+        known = {}
+        for layer, identity in identities.items():
+            try:
+                tensors, info = self.store.read(rows_key(identity))
+            except (KeyError, DamagedPieceError):
+                continue
+            known[layer] = Screened(info["title"], info["n"], tuple(tensors["rows"].tolist()))
+        return {layer: identity for layer, identity in identities.items() if layer not in known}, known
 
     def reduce_all(self) -> tuple[list[Reduced], list[Failure]]:
         """Reduce what is not in the store; what fails is listed with its reason, in the order of the source."""
         names = list(self.job.source)
+        n = self.screen_all() if self.nonfinite == "drop" else None
         reduced: dict[str, list[Reduced]] = {}
         failures: dict[str, list[Failure]] = {name: [] for name in names}
         tasks = []
         for name in names:
             identities, reduced[name] = self._present(name, failures[name])
             if identities is None or identities:
-                tasks.append(Reduction(name, identities))
+                tasks.append(Reduction(name, identities, n, self.left_out))
         if self.store is not None:
             self.store.keep(_pieces_of([entry for entries in reduced.values() for entry in entries]))
         done = len(names) - len(tasks)
@@ -226,19 +293,19 @@ class _Run:
         if done:
             logger.info("%d of %d checkpoints are in the store", done, len(names))
         first = next((entries[0] for entries in reduced.values() if entries), None)
-        n = None if first is None else first.n
+        n = n if first is None else first.n + len(self.left_out)
         while tasks and n is None:
             # the first one says how many samples there are, which all the others must have
             n = next(self._reduce(tasks[:1], reduced, failures))
             done += 1
             self.progress("representations", done, len(names))
             tasks = tasks[1:]
-        rest = [Reduction(task.checkpoint, task.identities, n) for task in tasks]
+        rest = [dataclasses.replace(task, n=n) for task in tasks]
         for _ in self._reduce(rest, reduced, failures, limit=self._readers(n)):
             done += 1
             self.progress("representations", done, len(names))
         for name in names:
-            for entry in [entry for entry in reduced[name] if entry.n != n]:
+            for entry in [entry for entry in reduced[name] if entry.n + len(self.left_out) != n]:
                 reduced[name].remove(entry)
                 reason = f"the representation must have the {n} rows of the others, got {entry.n}"
                 failures[name].append(Failure(name, entry.layer, reason))
@@ -255,6 +322,7 @@ class _Run:
             failures.append(Failure(name, None, _checks.one_line(error)))
             return {}, []
         settings = self.job.settings
+        identities = {layer: identity_without(identity, self.left_out) for layer, identity in identities.items()}
         found = []
         for place, (layer, identity) in enumerate(identities.items()):
             keys = {kind: settings.key(kind, identity) for kind in settings.kinds}
@@ -283,7 +351,7 @@ class _Run:
                 waiting.add(_pieces_of(found))
                 for failure in failed:
                     logger.warning("not compared: %s", failure)
-                yield found[0].n if found else None
+                yield found[0].n + len(self.left_out) if found else None
 
     def _readers(self, n: int | None) -> int | None:
         """How many checkpoints may be reduced side by side: as many as source and memory allow."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
+from lfm_torch._nonfinite import Nonfinite, check_nonfinite, finite_pair
 from lfm_torch._precision import matmul, outside_autocast
 from lfm_torch._warnings import about, note, said_once, warn
 from lfm_torch.baselines.points import Points, State
@@ -148,11 +149,16 @@ def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
     return replace(basis, evecs=torch.cat([turned, basis.evecs[..., null:]], -1))
 
 
-def check_pair(x: object, y: object, *, batched: bool | None = None) -> tuple[Tensor, Tensor]:
+def check_pair(
+    x: object, y: object, *, batched: bool | None = None, nonfinite: Nonfinite = "raise"
+) -> tuple[Tensor, Tensor]:
     """Return ``x [n, d_x]`` and ``y [n, d_y]``, or raise unless they are representations of the same samples.
 
     With ``batched`` they may have leading dimensions; None is for callers that take no batch.
     """
+    check_nonfinite(nonfinite, batched=batched)
+    if nonfinite == "drop":
+        x, y = finite_pair(x, y)
     x, y = _checks.check_space("x", x, batched=batched), _checks.check_space("y", y, batched=batched)
     _checks.check_same_device_dtype("x", x, "y", y)
     if x.shape[:-1] != y.shape[:-1]:
@@ -193,6 +199,7 @@ def similarity(
     metric: Metric = "angular",
     weights: Weights = "gaussian",
     batched: bool = False,
+    nonfinite: Nonfinite = "raise",
 ) -> dict[str, Tensor]:
     """Compare two representations of the same samples.
 
@@ -207,6 +214,8 @@ def similarity(
         weights: Edge weights, see :func:`build_graph`.
         batched: Compare many pairs at once, ``x [..., n, d_x]`` and ``y [..., n, d_y]`` with the same leading
             dimensions, each entry for itself.
+        nonfinite: "drop" leaves samples with a NaN or an infinity out of both, and says how many; a side that has
+            lost more than half of its samples is an error, as "raise" makes of any.
 
     Returns:
         The measures by name, each a scalar, or ``[...]`` where ``batched``.
@@ -217,8 +226,8 @@ def similarity(
             :func:`build_graph` and :func:`spectral_basis` refuse.
 
     Warns:
-        LFMWarning: rows of zeros, which have no angle (see :func:`knn`); an offset that all rows share and that dwarfs
-            their differences, where ``metric`` goes by angles from the origin.
+        LFMWarning: samples that are left out; rows of zeros, which have no angle (see :func:`knn`); an offset that all
+            rows share and that dwarfs their differences, where ``metric`` goes by angles from the origin.
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -229,7 +238,7 @@ def similarity(
         {'lfm': 1.0, 'overlap': 1.0, 'heat': 1.0}
     """
     measures = check_measures(measures)
-    x, y = check_pair(x, y, batched=batched)
+    x, y = check_pair(x, y, batched=batched, nonfinite=nonfinite)
     scores: dict[str, Tensor] = {}
     if any(name in MAP_MEASURES for name in measures):
         maps = Maps.of(

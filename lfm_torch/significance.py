@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
+from lfm_torch._nonfinite import Nonfinite
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import collecting, said_once
 from lfm_torch.baselines.points import Points
@@ -76,6 +77,7 @@ def significance(
     n_splits: int = 10,
     level: float = 0.95,
     generator: torch.Generator | None = None,
+    nonfinite: Nonfinite = "raise",
     **settings: Any,
 ) -> dict[str, Significance]:
     """Compare two representations, with the chance level and the standard error of every measure.
@@ -93,6 +95,7 @@ def significance(
         n_splits: Random halves, at least 2; 0 leaves the standard error and the interval NaN.
         level: Coverage of the interval.
         generator: Source of shuffles and halves, on the CPU; None for a fixed seed.
+        nonfinite: "drop" leaves samples with a NaN or an infinity out, as in :func:`similarity`.
         settings: ``n_neighbors``, ``n_basis``, ``metric`` and ``weights`` of :func:`similarity`; halves have as many
             eigenvectors as the whole.
 
@@ -114,7 +117,7 @@ def significance(
     Source: Phipson & Smyth 2010 for the p-value; Shao & Wu 1989 for the delete-half jackknife.
     """
     measures = check_measures(measures)
-    x, y = check_pair(x, y)
+    x, y = check_pair(x, y, nonfinite=nonfinite)
     _checks.check_range("n_permutations", n_permutations, 2, 2**31 - 1, "shuffles")
     if n_splits != 0:
         _checks.check_range("n_splits", n_splits, 2, 2**31 - 1, "halves, or 0 for none")
@@ -241,6 +244,7 @@ def sensitivity(
     n_neighbors: Sequence[int] | None = None,
     n_basis: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
+    nonfinite: Nonfinite = "raise",
     **settings: Any,
 ) -> Sensitivity:
     """Compare two representations under other numbers of samples, neighbours and eigenvectors.
@@ -257,6 +261,7 @@ def sensitivity(
             where there are that many.
         n_basis: None for 30, 50, 70 and 100, as far as they are fewer than half of the samples.
         generator: Source of subsets, on the CPU; None for a fixed seed.
+        nonfinite: "drop" leaves samples with a NaN or an infinity out, as in :func:`similarity`.
         settings: ``metric`` and ``weights`` of :func:`similarity`.
 
     Returns:
@@ -274,7 +279,7 @@ def sensitivity(
         {'n_samples': [100, 200], 'n_neighbors': [15, 30], 'n_basis': [5, 10]}
     """
     measures = check_measures(measures)
-    x, y = check_pair(x, y)
+    x, y = check_pair(x, y, nonfinite=nonfinite)
     n = len(x)
     k = default_n_neighbors(n)
     m = default_n_basis(n)

@@ -457,3 +457,31 @@ def test_a_log_tells_what_happened_when(place: Path) -> None:
     text = (place / "out.log").read_text("utf-8")
     assert "WARNING lfm_torch.compare: not compared: seed0/epoch=7" in text
     assert "INFO lfm_torch.compare: 8 representations of 4 checkpoints, 1 failures" in text
+
+
+@needs(*CLI)
+@pytest.mark.filterwarnings("default::lfm_torch.LFMWarning")
+def test_samples_that_are_not_finite_are_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = np.load("x.npy"), np.random.default_rng(0).normal(size=(40, 3))
+    x[5, 0], y[[7, 8], 1] = np.nan, np.inf
+    np.save("a.npy", x)
+    np.save("b.npy", y)
+    assert main(["similarity", "a.npy", "b.npy", *SMALL]) == 1
+    assert "a.npy must be finite, got nan in row 5" in capsys.readouterr().err
+    assert main(["similarity", "a.npy", "b.npy", *SMALL, "--nonfinite", "drop"]) == 0
+    said = capsys.readouterr()
+    assert "37 samples" in said.out
+    wanted = "lfm-torch: warning: 3 of 40 samples are left out everywhere, not finite in x (row 5), y (row 7, 8)"
+    assert said.err.splitlines()[0] == wanted
+    (place / "acts").mkdir()
+    for name in ("a", "b"):
+        (place / f"{name}.npy").rename(place / "acts" / f"{name}.npy")
+    command = ["compare", "acts", "--activations", *SMALL, "--out", "out", "--nonfinite", "drop"]
+    assert main(command) == 0
+    assert "3 samples left out everywhere, with values that are not finite: row 5, 7, 8" in capsys.readouterr().out
+    page = (place / "out" / "report.html").read_text("utf-8")
+    assert "compared on 37 samples (3 more are left out, with values that are not finite)" in page
+    assert main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["settings"]["left_out"] == [5, 7, 8]
+    assert "lfm-torch: warning: 3 samples left out everywhere" in said.err

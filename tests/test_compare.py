@@ -15,6 +15,7 @@ from lfm_torch import LFMWarning, similarity
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
+from lfm_torch.jobs.store import Store
 from lfm_torch.measures import MEASURES
 
 N = 80
@@ -362,3 +363,96 @@ def test_what_is_to_be_said_of_a_representation_is_in_the_record(measures: Any, 
     need("jinja2")
     found.report(tmp_path / "report")
     assert "2 of 100 rows are zero" in (tmp_path / "report" / "report.html").read_text("utf-8")
+
+
+def with_holes() -> dict[str, Tensor]:
+    """Four clouds; two have a row that is not finite, one is lost altogether."""
+    clouds = {name: cloud(i) for i, name in enumerate("abcd")}
+    clouds["a"][3, 1], clouds["b"][70, 0], clouds["d"][: N // 2 + 1] = math.nan, math.inf, math.nan
+    return clouds
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_samples_that_are_not_finite_are_left_out_everywhere(stored: bool, tmp_path: Path) -> None:
+    clouds = with_holes()
+    kept = [row for row in range(N) if row not in (3, 70)]
+    with pytest.warns(LFMWarning) as caught:
+        found = compare(clouds, measures=ALL, nonfinite="drop", store=tmp_path if stored else None)
+    assert [str(warning.message) for warning in caught] == [
+        "2 of 80 samples are left out everywhere, not finite in a (row 3), b (row 70)",
+        "compare: 1 could not be compared and were left out, the first: d: the representation must be finite, got nan "
+        f"in row 0 (column 0); {6 * (N // 2 + 1)} values are not finite",
+    ]
+    assert {warning.filename for warning in caught} == {__file__}
+    wanted = compare({name: clouds[name][kept] for name in "abc"}, measures=ALL)
+    assert found.settings["n_samples"] == N - 2
+    assert found.settings["left_out"] == [3, 70]
+    for name in ALL:
+        assert torch.equal(found.matrix(name), wanted.matrix(name))
+        assert torch.equal(found.chance[name], wanted.chance[name])
+
+
+def test_layers_that_lost_samples_are_named() -> None:
+    networks = {name: {"one": cloud(i), "two": cloud(i, 7)} for i, name in enumerate("ab")}
+    networks["b"]["two"][[5, 6, 7, 8, 9]] = math.nan
+    with pytest.warns(LFMWarning, match=r"5 of 80 samples .* in b, layer two \(row 5, 6, 7, 8 and 1 more\)$"):
+        comparison = compare(networks, measures="cka", nonfinite="drop")
+    assert not comparison.failures
+    assert len(comparison.items) == 4
+
+
+def test_what_is_left_out_is_part_of_every_name_in_the_store(tmp_path: Path) -> None:
+    clouds = with_holes()
+    del clouds["d"]
+    options: dict[str, Any] = {"measures": ("heat", "linear_cka"), "nonfinite": "drop"}
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+    with pytest.warns(LFMWarning, match="2 of 80 samples"):
+        first = compare(clouds, store=tmp_path, **options)
+    before = files()
+    with pytest.warns(LFMWarning, match="2 of 80 samples"):
+        again = compare(clouds, store=tmp_path, **options)
+    assert files() == before
+    assert torch.equal(first.matrix("heat"), again.matrix("heat"))
+    # a network more loses another sample: everything is another representation now
+    clouds["e"] = cloud(9)
+    clouds["e"][0, 0] = math.nan
+    with pytest.warns(LFMWarning, match="3 of 80 samples"):
+        more = compare(clouds, store=tmp_path, **options)
+    kept = [row for row in range(N) if row not in (0, 3, 70)]
+    wanted = compare({name: x[kept] for name, x in clouds.items()}, measures="heat")
+    assert torch.equal(more.matrix("heat"), wanted.matrix("heat"))
+    # nothing to leave out: the pieces are those of any comparison
+    whole = {name: cloud(i) for i, name in enumerate("xy")}
+    compare(whole, measures="heat", store=tmp_path)
+    before = files()
+    compare(whole, measures="heat", store=tmp_path, nonfinite="drop")
+    assert {path for path in files() if path not in before} == {
+        Store(tmp_path).path(piece.key)
+        for piece in Store(tmp_path).ls()
+        if piece.title in "xy" and piece.kind == "rows"
+    }
+
+
+def test_samples_left_out_of_checkpoints(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(4, 6))
+    for seed in range(2):
+        torch.save(network.state_dict(), tmp_path / f"model_seed_{seed}.pt")
+    data = cloud(0, 4)
+    data[11] = math.nan
+    with pytest.warns(LFMWarning, match=r"1 of 80 samples .* in model_seed_0, layer 0 \(row 11\), model_seed_1, layer"):
+        comparison = compare(Checkpoints(tmp_path, network, data, layers="0"), nonfinite="drop", store=tmp_path / "s")
+    assert comparison.settings["n_samples"] == N - 1
+
+
+def test_too_few_samples_are_left() -> None:
+    clouds = {name: cloud(i, n=8) for i, name in enumerate("ab")}
+    clouds["a"][:4], clouds["b"][4:7] = math.nan, math.nan
+    with pytest.raises(
+        ValueError, match=r"nonfinite='drop' must leave at least 3 of 8 samples, got 1: not finite in a"
+    ):
+        compare(clouds, nonfinite="drop")
+    with pytest.raises(ValueError, match="nonfinite must be one of 'raise', 'drop', got 'omit'"):
+        compare(clouds, nonfinite="omit")  # type: ignore[arg-type]

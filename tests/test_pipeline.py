@@ -183,3 +183,30 @@ def test_features_have_a_mean_of_their_own(real_data: Path) -> None:
     words = torch.from_numpy(np.load(real_data / "word_embeddings.npz")["word2vec"][:300])
     assert said(lambda: lfm.similarity(z.relu(), torch.sigmoid(z / 4))) == []
     assert said(lambda: lfm.similarity(words, words.float().relu().half())) == []
+
+
+@pytest.mark.parametrize(
+    "function", [lfm.similarity, lfm.significance, functools.partial(lfm.sensitivity, n_basis=[8])]
+)
+def test_samples_that_are_not_finite_are_left_out(function: Any) -> None:
+    x, y = torch.randn(60, 4), torch.randn(60, 3)
+    wanted = function(x[3:], y[3:])
+    x[0, 1], y[[0, 1, 2]] = torch.nan, torch.inf
+    with pytest.warns(
+        lfm.LFMWarning, match=r"^3 of 60 samples .* not finite in x \(row 0\), y \(row 0, 1, 2\)$"
+    ) as caught:
+        assert function(x, y, nonfinite="drop") == wanted
+    assert len(caught) == 1
+    with pytest.raises(ValueError, match="x must be finite, got nan in row 0"):
+        function(x, y)
+
+
+def test_a_side_that_is_lost_takes_no_samples_with_it() -> None:
+    x, y = torch.randn(60, 4), torch.randn(60, 3)
+    x[:31] = torch.nan
+    with pytest.raises(ValueError, match="x must be finite, got nan in row 0"):
+        lfm.similarity(x, y, nonfinite="drop")
+    with pytest.raises(ValueError, match="nonfinite must be 'raise' where batched=True"):
+        lfm.similarity(x[None], y[None], nonfinite="drop", batched=True)
+    with pytest.raises(ValueError, match=r"y must have the rows of x"):
+        lfm.similarity(y, y[1:], nonfinite="drop")

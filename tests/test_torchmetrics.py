@@ -64,3 +64,14 @@ def test_two_batches_before_a_training_are_enough() -> None:
         metric.compute()
     with pytest.raises(ValueError, match="n_basis must be a positive int"):
         LFMSimilarity(n_basis=0)
+
+
+def test_samples_that_are_not_finite_are_left_out() -> None:
+    x, y = torch.randn(60, 6), torch.randn(60, 3)
+    wanted = lfm.similarity(x[1:59], y[1:59], measures="heat")["heat"]
+    x[0], y[59, 2] = torch.nan, torch.inf
+    metric = LFMSimilarity("heat", nonfinite="drop")
+    for rows in (slice(0, 20), slice(20, 60)):
+        metric.update(x[rows], y[rows])
+    with pytest.warns(lfm.LFMWarning, match=r"2 of 60 samples are left out everywhere, .* x \(row 0\), y \(row 59\)"):
+        torch.testing.assert_close(metric.compute(), wanted)

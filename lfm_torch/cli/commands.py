@@ -9,7 +9,9 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from lfm_torch import _checks
 from lfm_torch._extension import build_info
 from lfm_torch._version import __version__
+from lfm_torch._warnings import LFMWarning
 from lfm_torch.checkpoint_files import find_checkpoints
 from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.cli import align, cache, compare, extract, runfile, similarity
@@ -43,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(arguments, "checkpoints", None) == []:
         parser.error("compare: CKPT must name at least one file, directory or model")
     try:
-        status: int = arguments.run(arguments)
+        with _warnings_in_a_line():
+            status: int = arguments.run(arguments)
         # a reader that has gone is met here, not by the interpreter at exit
         print(end="", flush=True)
     except KeyboardInterrupt:
@@ -60,6 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lfm-torch: error: {_checks.one_line(error)}{hint}", file=sys.stderr)
         return FAILED
     return status
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Print what the library warns of without the line of code that Python shows."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, LFMWarning):
+                print(f"lfm-torch: warning: {message}", file=sys.stderr)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:

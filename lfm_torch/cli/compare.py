@@ -146,8 +146,12 @@ def compared(
         print(json.dumps(terminal.as_json(comparison, written), indent=2))
     elif not arguments.quiet:
         terminal.print_summary(comparison, written, notes)
-    for failure in comparison.failures if arguments.json or arguments.quiet else ():
-        print(f"lfm-torch: warning: not compared: {failure}", file=sys.stderr)
+    if arguments.json or arguments.quiet:
+        unsaid = [f"not compared: {failure}" for failure in comparison.failures]
+        if left_out := terminal.left_out(comparison):
+            unsaid.insert(0, left_out)
+        for line in unsaid:
+            print(f"lfm-torch: warning: {line}", file=sys.stderr)
     return PARTIAL if comparison.failures else OK
 
 
@@ -170,6 +174,7 @@ def _quietly_compare(arguments: argparse.Namespace, representations: Any, **opti
             n_basis=arguments.n_basis,
             metric=arguments.metric,
             weights=arguments.weights,
+            nonfinite=arguments.nonfinite,
             progress=bars,
             **options,
         )

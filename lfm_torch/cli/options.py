@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from lfm_torch._nonfinite import NONFINITE
 from lfm_torch.arrays import ARRAY_SUFFIXES
 from lfm_torch.graph import WEIGHTS
 from lfm_torch.measures import DEFAULT_MEASURES, MEASURES, check_measures
@@ -51,6 +52,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", default="angular", help=f"{', '.join(METRICS)} (angular)")
     parser.add_argument("--weights", default="gaussian", help=f"{', '.join(WEIGHTS)} (gaussian)")
+    parser.add_argument(
+        "--nonfinite",
+        choices=NONFINITE,
+        default="raise",
+        help="a sample with a NaN or an infinity: refuse the representation (raise), or drop it everywhere",
+    )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from typing import Any
@@ -15,7 +16,7 @@ from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
 from lfm_torch.basis import default_n_basis
 from lfm_torch.cli.options import OK, add_settings, measures_of
 from lfm_torch.measures import MEASURES
-from lfm_torch.pipeline import similarity
+from lfm_torch.pipeline import check_pair, similarity
 from lfm_torch.report import terminal
 from lfm_torch.significance import significance
 
@@ -31,23 +32,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare the two, print what was found, and return the exit status."""
     if not (arguments.quiet or arguments.json):
         terminal.check_available()
-    points = {}
+    points: dict[str, Tensor] = {}
     for name in (arguments.x, arguments.y):
         x = load_array(name)
         real = x if x.is_floating_point() or x.is_complex() else x.float()
-        points[name] = _checks.check_points(name, real)
-        if x.dim() != 2:
-            raise ValueError(f"{name} must have shape [n, d], got {list(x.shape)}")
+        _checks.check_dims(name, real, batched=None)
+        # what is not finite is left out of both, or refused under the name of its file
+        points[name] = (_checks.check_points if arguments.nonfinite == "raise" else _checks.check_floating)(name, real)
     rows = [len(x) for x in points.values()]
     if len(points) < 2:
         raise ValueError(f"x and y must be two different arrays, got {arguments.x} twice")
     if rows[0] != rows[1]:
         raise ValueError(f"{arguments.y} must have the rows of {arguments.x}, {rows[0]}, got {rows[1]}")
-    values = _pair_values(arguments, *points.values())
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in points.values()))
+    x, y = check_pair(*(x.to(dtype) for x in points.values()), nonfinite=arguments.nonfinite)
+    values = _pair_values(arguments, x, y)
     if arguments.json:
         print(json.dumps(values, indent=2))
     elif not arguments.quiet:
-        terminal.print_pair(arguments.x, arguments.y, rows[0], values)
+        terminal.print_pair(arguments.x, arguments.y, len(x), values)
     return OK
 
 
@@ -58,8 +61,6 @@ def _pair_values(arguments: argparse.Namespace, x: Tensor, y: Tensor) -> dict[st
     n_basis = default_n_basis(len(x)) if arguments.n_basis is None else arguments.n_basis
     n_splits = 10 if len(x) // 2 > n_basis + 1 else 0
     measures = measures_of(arguments)
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    x, y = x.to(dtype), y.to(dtype)
     found = significance(x, y, measures=measures, n_splits=n_splits, **settings)
     directed = [name for name in measures if not MEASURES[name].symmetric]
     reverse = similarity(y, x, measures=directed, **settings) if directed else {}

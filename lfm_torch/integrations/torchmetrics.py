@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
+from lfm_torch._nonfinite import Nonfinite, check_nonfinite
 from lfm_torch.graph import Weights
 from lfm_torch.measures import check_measures
 from lfm_torch.neighbors import Metric
-from lfm_torch.pipeline import check_sizes, similarity, sizes_for_batch
+from lfm_torch.pipeline import check_pair, check_sizes, similarity, sizes_for_batch
 
 try:
     import torchmetrics
@@ -35,6 +36,7 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
             ``n_neighbors``.
         metric: Metric of the graphs, see :func:`knn`.
         weights: Edge weights, see :func:`build_graph`.
+        nonfinite: "drop" leaves samples with a NaN or an infinity out, as in :func:`similarity`.
         **kwargs: Of ``torchmetrics.Metric``.
 
     Raises:
@@ -65,12 +67,15 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
         n_basis: int | None = None,
         metric: Metric = "angular",
         weights: Weights = "gaussian",
+        nonfinite: Nonfinite = "raise",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.names = check_measures(measures)
         self.scalar = isinstance(measures, str)
         check_sizes(n_neighbors, n_basis)
+        check_nonfinite(nonfinite)
+        self.nonfinite: Nonfinite = nonfinite
         self.settings: dict[str, Any] = {
             "n_neighbors": n_neighbors,
             "n_basis": n_basis,
@@ -88,11 +93,17 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
             TypeError: not floating-point tensors.
             ValueError: shapes that do not pair, values that are not finite.
         """
-        x, y = _checks.check_space("x", x, batched=None), _checks.check_space("y", y, batched=None)
+        x, y = self._checked("x", x), self._checked("y", y)
         if len(x) != len(y):
             raise ValueError(f"x and y must have shape [b, d] with the same b, got {list(x.shape)} and {list(y.shape)}")
         self.x.append(x.detach())
         self.y.append(y.detach())
+
+    def _checked(self, name: str, x: ArrayLike) -> Tensor:
+        if self.nonfinite == "raise":
+            return _checks.check_space(name, x, batched=None)
+        _checks.check_dims(name, x, batched=None)
+        return _checks.check_floating(name, x)
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Return the similarity of everything that was added.
@@ -104,8 +115,9 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
             raise ValueError("x and y must have at least one batch before compute(), got none; call update()")
         x, y = (rows if isinstance(rows, Tensor) else torch.cat(rows) for rows in (self.x, self.y))
         dtype = torch.promote_types(x.dtype, y.dtype)
+        x, y = check_pair(x.to(dtype), y.to(dtype), nonfinite=self.nonfinite)
         sizes = (self.settings["n_neighbors"], self.settings["n_basis"])
         n_neighbors, n_basis = sizes_for_batch(type(self).__name__, len(x), *sizes, self._told)
         settings = {**self.settings, "n_neighbors": n_neighbors, "n_basis": n_basis}
-        found = similarity(x.to(dtype), y.to(dtype), measures=self.names, **settings)
+        found = similarity(x, y, measures=self.names, **settings)
         return found[self.names[0]] if self.scalar else found

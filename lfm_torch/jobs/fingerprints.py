@@ -25,7 +25,7 @@ _CHUNK = 2**22
 _NUMERICS = (
     "neighbors.py", "graph.py", "laplacian.py", "basis.py", "functional_map.py", "similarity.py", "pipeline.py",
     "representation.py", "_probe.py", "_gathering.py", "_files.py", "jobs/bases.py", "jobs/blocks.py", "jobs/pieces.py",
-    "jobs/tasks.py", "measures.py", "pairs.py", "linalg/*.py", "ops/*.py", "baselines/*.py", "*.so",
+    "jobs/tasks.py", "_nonfinite.py", "measures.py", "pairs.py", "linalg/*.py", "ops/*.py", "baselines/*.py", "*.so",
 )  # fmt: skip
 
 

@@ -22,12 +22,24 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._nonfinite import rows_not_finite, without_rows
 from lfm_torch._warnings import LFMWarning, collecting
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.comparison import Failure
 from lfm_torch.jobs.bases import Found, bases_of, is_out_of_memory
 from lfm_torch.jobs.store import DamagedPieceError
-from lfm_torch.jobs.tasks import Block, Chance, Group, Pieces, Reduced, Reduction, Settings
+from lfm_torch.jobs.tasks import (
+    Block,
+    Chance,
+    Group,
+    Pieces,
+    Reduced,
+    Reduction,
+    Screened,
+    Screening,
+    Settings,
+    rows_key,
+)
 from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.pairs import score_sides, shuffled_maps, shuffled_scores, stored
 from lfm_torch.similarity import Maps
@@ -126,7 +138,12 @@ def _read_side(job: Job, kind: str, group: Group) -> _Side:
 
 def run_task(job: Job, task: Any) -> Any:
     """Do one task of any kind: what an engine sends to its workers."""
-    work: dict[type, Callable[[Job, Any], Any]] = {Reduction: reduce_checkpoint, Block: compare_block, Chance: chance}
+    work: dict[type, Callable[[Job, Any], Any]] = {
+        Screening: screen_checkpoint,
+        Reduction: reduce_checkpoint,
+        Block: compare_block,
+        Chance: chance,
+    }
     with torch.no_grad():
         return work[type(task)](job, task)
 
@@ -137,6 +154,30 @@ def quiet_workers() -> None:
     warnings.filterwarnings("ignore", message="spectral_basis", category=LFMWarning)
     # "detected pickle protocol 4": what matters of it is in the failure
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+
+
+def screen_checkpoint(job: Job, task: Screening) -> dict[str, Screened]:
+    """Find the rows of a checkpoint's layers that are not finite; what cannot be read is for the reduction to say."""
+    try:
+        found = job.source[task.checkpoint]
+    # isolation, as in the reduction
+    except Exception:
+        return {}
+    layers = found if isinstance(found, Mapping) else {SINGLE_LAYER: found}
+    screened: dict[str, Screened] = {}
+    for layer, x in layers.items():
+        if task.identities is not None and layer not in task.identities:
+            continue
+        try:
+            points = _space(x)
+        except (TypeError, ValueError):
+            continue
+        title = f"{task.checkpoint}, layer {layer}" if layers is found else task.checkpoint
+        one = screened[layer] = Screened(title, len(points), tuple(rows_not_finite(points)))
+        if task.identities is not None:
+            tensors = {"rows": torch.tensor(one.rows, dtype=torch.int64, device="cpu")}
+            job.pieces.write(rows_key(task.identities[layer]), tensors, one.info)
+    return screened
 
 
 def reduce_checkpoint(job: Job, task: Reduction) -> tuple[list[Reduced], list[Failure]]:
@@ -158,12 +199,12 @@ def reduce_checkpoint(job: Job, task: Reduction) -> tuple[list[Reduced], list[Fa
             continue
         failing = layer if layers is found else None
         try:
-            points = _checked(x, n, job.device)
+            points = _checked(x, n, job.device, task.left_out)
         except (TypeError, ValueError) as error:
             failed.append(Failure(name, failing, _checks.one_line(error)))
             continue
         if n is None:
-            n = len(points)
+            n = len(points) + len(task.left_out)
             # settings that do not fit the samples are the caller's mistake, not this checkpoint's
             job.settings.check_against(n)
         identity = f"{name}\0{layer}" if task.identities is None else task.identities[layer]
@@ -191,13 +232,22 @@ class _Wanted:
     place: int
 
 
-def _checked(x: object, n: int | None, device: str) -> Tensor:
-    x = _checks.check_space("the representation", x, batched=None).detach()
-    if n is not None and len(x) != n:
-        raise ValueError(f"the representation must have the {n} rows of the others, got {len(x)}")
-    if str(x.device) != device:
-        raise ValueError(f"the representation must be on the device of the others, {device}, got {x.device}")
-    return x
+def _checked(x: object, n: int | None, device: str, left_out: Sequence[int]) -> Tensor:
+    points = _space(x).detach()
+    if n is not None and len(points) != n:
+        raise ValueError(f"the representation must have the {n} rows of the others, got {len(points)}")
+    if str(points.device) != device:
+        raise ValueError(f"the representation must be on the device of the others, {device}, got {points.device}")
+    kept = without_rows(points, left_out)
+    if not left_out or not bool(kept.isfinite().all()):
+        # of the whole, for the numbers of its rows
+        _checks.check_finite("the representation", points)
+    return kept
+
+
+def _space(x: object) -> Tensor:
+    _checks.check_dims("the representation", x, batched=None)
+    return _checks.check_floating("the representation", x)
 
 
 def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: float) -> Reduced:

@@ -75,6 +75,16 @@ class Settings:
         return digest("basis", identity, *graph, library_digest())
 
 
+def rows_key(identity: str) -> str:
+    """Name the piece that holds which rows of a representation are not finite."""
+    return digest("rows", identity, library_digest())
+
+
+def identity_without(identity: str, left_out: Sequence[int]) -> str:
+    """Name what a representation is without some of its rows."""
+    return digest("without", identity, list(left_out)) if left_out else identity
+
+
 class Pieces(Protocol):
     """Where workers put what they finish: a :class:`Store`, or the memory of one process."""
 
@@ -135,13 +145,43 @@ class Reduction:
 
     Attributes:
         checkpoint: its name in the source.
-        identities: ``{layer: identity}`` of the layers that are wanted; None for all, in a process that stores nothing.
-        n: rows that the others have; None for the first.
+        identities: ``{layer: identity}`` of the layers that are wanted, without the rows that are left out; None for
+            all, in a process that stores nothing.
+        n: rows that the others have, these included; None for the first.
+        left_out: rows that are not to be compared.
     """
 
     checkpoint: str
     identities: Mapping[str, str] | None
     n: int | None = None
+    left_out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Screening:
+    """Task: read a checkpoint and find the rows of its layers that are not finite.
+
+    Attributes:
+        checkpoint: its name in the source.
+        identities: ``{layer: identity}`` of the layers that are wanted; None for all, in a process that stores nothing.
+    """
+
+    checkpoint: str
+    identities: Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Which rows of a representation of ``n`` samples are not finite."""
+
+    title: str
+    n: int
+    rows: tuple[int, ...]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is stored beside the rows."""
+        return {"kind": "rows", "title": self.title, "n": self.n}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ _MAX_CELLS = 60
 _MAX_DETAILS = 30
 # runs whose lines have markers with values to point at
 _MAX_MARKED = 12
+_MAX_VALUES = 24
 _DASHES = ("", "7 3", "7 3 2 3", "2 3")
 _WIDTH, _HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 14, 12, 40
@@ -56,6 +57,7 @@ def render(comparison: Comparison, *, title: str | None = None, table: str = "si
         landscape=describe(comparison),
         notes=[item for item in comparison.items if item.note],
         table=table,
+        left_out=len(comparison.settings.get("left_out", ())),
         rows=_checkpoint_rows(comparison),
         settings=_settings(comparison),
     )
@@ -218,10 +220,15 @@ def _step_range(comparison: Comparison) -> str:
     return f"steps {min(steps)} to {max(steps)}" if len(set(steps)) > 1 else ""
 
 
+def _listed(values: Sequence[Any]) -> str:
+    more = f" and {len(values) - _MAX_VALUES} more" if len(values) > _MAX_VALUES else ""
+    return ", ".join(map(str, values[:_MAX_VALUES])) + more
+
+
 def _settings(comparison: Comparison) -> list[tuple[str, str]]:
     shown = []
     for name, value in comparison.settings.items():
-        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        text = _listed(value) if isinstance(value, (list, tuple)) else str(value)
         shown.append((name.replace("_", " "), text))
     versions = f"lfm_torch {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return [*shown, ("versions", versions)]

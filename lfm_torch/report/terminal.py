@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "training": "training networks",
+    "samples": "looking for NaN",
     "representations": "reading checkpoints",
     "pairs": "comparing pairs",
 }
@@ -122,6 +123,8 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
     # names are data: nothing in them is markup
     console = Console(markup=False, highlight=False)
     console.print(_headline(comparison), style="bold")
+    if said := left_out(comparison):
+        console.print(said, style="yellow", soft_wrap=True)
     for note in notes:
         console.print(note, soft_wrap=True)
     console.print()
@@ -135,6 +138,15 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
         console.print()
     if written:
         console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
+
+
+def left_out(comparison: Comparison) -> str:
+    """Return which samples were left out of a comparison, in a line; empty where none was."""
+    rows = comparison.settings.get("left_out", ())
+    if not rows:
+        return ""
+    listed = ", ".join(map(str, rows[:_SHOWN_FAILURES])) + (", ..." if len(rows) > _SHOWN_FAILURES else "")
+    return f"{len(rows)} samples left out everywhere, with values that are not finite: row {listed}"
 
 
 def _headline(comparison: Comparison) -> str:
