@@ -23,6 +23,7 @@ from lfm_torch.functional_map import functional_map
 from lfm_torch.graph import build_graph
 from lfm_torch.gromov import feature_scores, gromov_wasserstein, signature_scores
 from lfm_torch.neighbors import Metric
+from lfm_torch.ops.knn import unit_rows
 from lfm_torch.refine import projected_map, zoomout
 from lfm_torch.transfer import Translator, TranslatorKind, fit_translator, row_pairs
 
@@ -397,5 +398,5 @@ def _matched(x: Tensor, y: Tensor, translator: Translator, metric: str) -> tuple
     center = y.mean(0)
     moved, target = translator(x) - center, y - center
     if metric != "euclidean":
-        moved, target = (torch.nn.functional.normalize(z, dim=1) for z in (moved, target))
+        moved, target = unit_rows(moved), unit_rows(target)
     return nearest(target, moved), nearest(moved, target)

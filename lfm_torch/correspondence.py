@@ -13,7 +13,7 @@ from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.neighbors import Metric, Neighbors, knn
-from lfm_torch.ops.knn import METRICS
+from lfm_torch.ops.knn import METRICS, unit_rows
 
 Direction = Literal["yx", "xy"]
 
@@ -198,7 +198,7 @@ def mean_reciprocal_rank(
 def closeness_features(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """Features whose inner product orders pairs of rows as the metric does, the closest largest."""
     if metric in ("cosine", "angular"):
-        return torch.nn.functional.normalize(x, dim=-1), torch.nn.functional.normalize(y, dim=-1)
+        return unit_rows(x), unit_rows(y)
     if metric == "euclidean":
         center = y.mean(-2, keepdim=True)
         x, y = x - center, y - center

@@ -19,7 +19,8 @@ from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch.basis import Basis
 from lfm_torch.graph import build_graph
 from lfm_torch.laplacian import Laplacian
-from lfm_torch.neighbors import Metric
+from lfm_torch.neighbors import Metric, note_zero_rows, power_into_range, zero_rows
+from lfm_torch.ops.knn import unit_rows
 
 Times = ArrayLike | Sequence[float]
 
@@ -40,14 +41,15 @@ def anchor_distances(x: ArrayLike, anchors: IndexLike, *, metric: Metric = "angu
     Source: Fumero et al. 2024 (arXiv 2406.14183), section 3.2.
     """
     _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
-    x = at_least_single(_checks.check_points("x", x))
+    x, power, zero = _comparable(x, metric)
+    note_zero_rows("x", zero)
     anchors = _anchors(anchors, x.shape[-2], x.device)
-    if metric != "euclidean":
-        x = torch.nn.functional.normalize(x, dim=-1)
     # by differences: the expansion in squares loses small distances, and the distance of an anchor to itself is 0
     distance = torch.cdist(x, x[..., anchors, :], compute_mode="donot_use_mm_for_euclid_dist")
-    if metric == "cosine":
-        distance = distance.square() / 2
+    if zero is not None:  # orthogonal to all other rows
+        others = torch.arange(x.shape[-2], device=x.device).unsqueeze(-1) != anchors
+        distance = torch.where((zero.unsqueeze(-1) | zero[..., None, anchors]) & others, math.sqrt(2), distance)
+    distance = distance.square() / 2 if metric == "cosine" else distance * power
     return (-distance.square()).exp() if kernel else distance
 
 
@@ -242,7 +244,7 @@ def farthest_points(x: ArrayLike, count: int, *, start: int = 0, metric: Metric 
         x: ``[n, d]``.
         count: At most n.
         start: The first landmark.
-        metric: "euclidean", "cosine" or "angular".
+        metric: "euclidean", "cosine" or "angular"; under the last two rows of zeros are chosen last.
 
     Raises:
         TypeError, ValueError: not points, a count out of range.
@@ -250,19 +252,31 @@ def farthest_points(x: ArrayLike, count: int, *, start: int = 0, metric: Metric 
     Source: Gonzalez 1985.
     """
     _checks.check_choice("metric", metric, ("euclidean", "cosine", "angular"))
-    x = at_least_single(_checks.check_points("x", x))
+    x, _, zero = _comparable(x, metric)
     if x.dim() != 2:
         raise ValueError(f"x must have shape [n, d], got {list(x.shape)}")
     _checks.check_range("count", count, 1, len(x), "the number of rows")
     _checks.check_range("start", start, 0, len(x) - 1, "the last row")
-    if metric != "euclidean":
-        x = torch.nn.functional.normalize(x, dim=-1)
     chosen = [start]
     gap = (x - x[start]).square().sum(1)
+    if zero is not None:  # far from all, and no mark of where anything is
+        gap = gap.masked_fill(zero, -1.0)
     for _ in range(count - 1):
+        gap[chosen[-1]] = -torch.inf
         chosen.append(int(gap.argmax()))
         gap = torch.minimum(gap, (x - x[chosen[-1]]).square().sum(1))
     return torch.tensor(chosen, dtype=torch.int64, device=x.device)
+
+
+def _comparable(x: ArrayLike, metric: Metric) -> tuple[Tensor, float, Tensor | None]:
+    """Points whose Euclidean distances are those of the metric over a power of two; the power; rows that are zero."""
+    x, largest = _checks.measured_points("x", x)
+    x = at_least_single(x)
+    if metric == "euclidean":
+        power = power_into_range(x.dtype, largest)
+        return x / power if power != 1 else x, power, None
+    x, zero = zero_rows("x", x)
+    return unit_rows(x), 1.0, zero
 
 
 def _times(times: Times, like: Tensor) -> Tensor:

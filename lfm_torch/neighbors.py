@@ -279,10 +279,12 @@ def _with_places_for_zeros(
     Warns:
         LFMWarning: rows of zeros, with their number.
     """
-    x, zero = _zero_rows("x", x, None if sets is None else sets[0], alone=y is None)
+    x, zero = zero_rows("x", x, None if sets is None else sets[0], alone=y is None)
+    note_zero_rows("x", zero)
     if y is None:
         return x if zero is None else _with_dimension(x, zero), None, zero
-    y, zero_y = _zero_rows("y", y, None if sets is None else sets[1], alone=True)
+    y, zero_y = zero_rows("y", y, None if sets is None else sets[1])
+    note_zero_rows("y", zero_y)
     if zero is None and zero_y is None:
         return x, y, None
     none = [points.new_zeros(points.shape[:-1], dtype=torch.bool) for points in (x, y)]
@@ -290,10 +292,15 @@ def _with_places_for_zeros(
     return _with_dimension(x, zero), _with_dimension(y, none[1] if zero_y is None else zero_y), zero
 
 
-def _zero_rows(name: str, x: Tensor, offsets: Tensor | None, *, alone: bool) -> tuple[Tensor, Tensor | None]:
+def zero_rows(
+    name: str, x: Tensor, offsets: Tensor | None = None, *, alone: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """Return ``x`` and which of its rows are zero, None where none is.
 
     Denormal rows of float64 are brought up, exactly: the reciprocal of their length is no number.
+
+    Raises:
+        ValueError: where ``alone``, if all rows are zero, or all of a set.
     """
     points = x.detach()
     single = x.dtype == torch.float32
@@ -303,20 +310,25 @@ def _zero_rows(name: str, x: Tensor, offsets: Tensor | None, *, alone: bool) -> 
     zero = ~points.any(-1)
     if not single:
         x = torch.where((usable | zero).unsqueeze(-1), x, x * 2.0**64)
-    count = int(zero.sum())
-    if count == 0:
+    if not bool(zero.any()):
         return x, None
     if alone and bool(_whole_sets(zero, offsets).any()):
         raise ValueError(
             f"{name} must have rows that are not zero under the metrics 'cosine' and 'angular', got nothing but zeros "
             "(a collapsed representation)"
         )
+    return x, zero
+
+
+def note_zero_rows(name: str, zero: Tensor | None) -> None:
+    """Say how many rows are zero, and what becomes of them."""
+    if zero is None:
+        return
     rows = "rows" if name == "x" else f"rows of {name}"
     note(
-        f"{count} of {zero.numel()} {rows} are zero and have no angle: they count as orthogonal to all others; leave "
-        "them out, or take metric='euclidean', where they are points like others"
+        f"{int(zero.sum())} of {zero.numel()} {rows} are zero and have no angle: they count as orthogonal to all "
+        "others; leave them out, or take metric='euclidean', where they are points like others"
     )
-    return x, zero
 
 
 def _whole_sets(zero: Tensor, offsets: Tensor | None) -> Tensor:

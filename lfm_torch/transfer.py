@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lfm_torch import _checks, _files
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
+from lfm_torch.ops.knn import unit_rows
 
 TranslatorKind = Literal["orthogonal", "linear", "affine", "ridge"]
 KINDS = ("orthogonal", "linear", "affine", "ridge")
@@ -219,7 +220,7 @@ def relative_representations(x: ArrayLike, anchors: IndexLike) -> Tensor:
     else:
         chosen = x[..., _checks.check_rows("anchors", given, x.shape[-2], x.device), :]
     x, chosen = at_least_single(x), at_least_single(chosen)
-    return nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(chosen, dim=-1).mT
+    return unit_rows(x) @ unit_rows(chosen).mT
 
 
 class Stitched(nn.Module):

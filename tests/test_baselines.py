@@ -11,7 +11,7 @@ import pytest
 import torch
 from extras import need
 
-from lfm_torch import baselines
+from lfm_torch import LFMWarning, baselines
 
 Array = np.ndarray
 
@@ -229,8 +229,10 @@ def test_relative_representations_are_cosines_to_the_anchors() -> None:
     assert float(baselines.relative_similarity(x, 2 * x @ rotation, anchors=anchors)) == pytest.approx(1)
     with pytest.raises(ValueError, match=r"anchors must lie in \[0, 30\)"):
         baselines.relative_representation(x, torch.tensor([30]))
-    with pytest.raises(ValueError, match="no row of zeros, got row 4"):
-        baselines.relative_representation(x.index_fill(0, torch.tensor([4]), 0), anchors)
+    with pytest.warns(LFMWarning, match="1 of 30 rows are zero"):
+        with_zero = baselines.relative_representation(x.index_fill(0, torch.tensor([4]), 0), anchors)
+    assert torch.equal(with_zero[4], torch.zeros(3))
+    torch.testing.assert_close(with_zero[5], relative[5])
 
 
 PAIRED = [

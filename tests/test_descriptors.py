@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import lfm_torch as lfm
 import lfm_torch.descriptors as ds
+from lfm_torch.transfer import relative_representations
 
 
 @pytest.fixture
@@ -124,6 +126,36 @@ def test_indicators(basis: lfm.Basis) -> None:
     torch.testing.assert_close(unit.norm(dim=0), torch.ones(4, dtype=torch.float64))
     with pytest.raises(TypeError, match="labels must be integers"):
         ds.label_indicators(torch.rand(4))
+
+
+@pytest.mark.parametrize(("metric", "apart"), [("angular", 2**0.5), ("cosine", 1.0)])
+def test_rows_of_zeros_are_orthogonal_to_all(metric: Any, apart: float) -> None:
+    x = torch.randn(20, 3)
+    x[[2, 5]] = 0
+    anchors = torch.tensor([1, 2, 7])
+    with pytest.warns(lfm.LFMWarning, match="2 of 20 rows are zero"):
+        found = ds.anchor_distances(x, anchors, metric=metric)
+    wanted = torch.full((20,), apart)
+    torch.testing.assert_close(found[[2, 5]], torch.tensor([[apart, 0, apart], [apart, apart, apart]]))
+    torch.testing.assert_close(found[:, 1], wanted.index_fill(0, torch.tensor(2), 0))
+    kept = torch.ones(20, dtype=torch.bool).index_fill_(0, torch.tensor([2, 5]), False)
+    alone = ds.anchor_distances(x[kept], torch.tensor([1, 5]), metric=metric)
+    torch.testing.assert_close(found[kept][:, [0, 2]], alone)
+    order = ds.farthest_points(x, 20, metric=metric).tolist()
+    assert sorted(order) == list(range(20))
+    assert set(order[-2:]) == {2, 5}
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_distances_and_landmarks_at_any_scale(scale: float) -> None:
+    x, anchors = torch.randn(20, 3), torch.tensor([3, 8])
+    for metric, size in (("euclidean", scale), ("angular", 1.0), ("cosine", 1.0)):
+        found = ds.anchor_distances(x * scale, anchors, metric=metric)
+        torch.testing.assert_close(found / size, ds.anchor_distances(x, anchors, metric=metric))
+        landmarks = ds.farthest_points(x * scale, 8, metric=metric)
+        assert torch.equal(landmarks, ds.farthest_points(x, 8, metric=metric))
+    relative = relative_representations(x * scale, anchors)
+    torch.testing.assert_close(relative, relative_representations(x, anchors))
 
 
 def test_farthest_points_spread_out() -> None:

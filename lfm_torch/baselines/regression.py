@@ -9,6 +9,8 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.baselines.points import Points, State, compared, normalized, permute_rows
+from lfm_torch.neighbors import note_zero_rows, zero_rows
+from lfm_torch.ops.knn import unit_rows
 
 _ANCHORS = 300
 
@@ -54,18 +56,22 @@ def linear_regression(x: ArrayLike, y: ArrayLike, *, batched: bool = False) -> T
 def relative_representation(x: ArrayLike, anchors: IndexLike) -> Tensor:
     """Cosine similarity of every row of ``x [..., n, d]`` to the rows numbered ``anchors [p]``: ``[..., n, p]``.
 
+    That of a row of zeros, which has no direction, is 0.
+
     Raises:
         TypeError: not a floating-point tensor.
-        ValueError: values that are not finite, a row of zeros, an anchor that is no row.
+        ValueError: values that are not finite, nothing but zeros, an anchor that is no row.
+
+    Warns:
+        LFMWarning: rows of zeros, with their number.
 
     Source: Moschella et al. 2023 (arXiv 2209.15430), equation (2).
     """
     x = at_least_single(_checks.check_points("x", x))
     rows = _anchor_rows(anchors, x)
-    norms = x.norm(dim=-1, keepdim=True)
-    if bool((norms == 0).any()):
-        raise ValueError(f"x must have no row of zeros, got row {int((norms == 0).nonzero()[0][-2])}")
-    unit = x / norms
+    x, zero = zero_rows("x", x)
+    note_zero_rows("x", zero)
+    unit = unit_rows(x)
     cosines: Tensor = unit @ unit[..., rows, :].mT
     return cosines
 

@@ -105,13 +105,13 @@ def knn_ragged_reference(
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Return ``x / |x|`` row by row, at any scale at which ``x`` is a number; a row of zeros stays as it is."""
+    """Return ``x / |x|`` row by row, at any scale; a row of zeros stays as it is, without gradient."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     # by a power of two first, which is exact: squares then neither overflow nor vanish
     power = largest / (2 * torch.frexp(largest).mantissa)
     x = x / torch.where(largest > 0, power, 1.0)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(largest > 0, norm, 1.0)
+    return x / torch.where(largest > 0, norm, torch.inf)
 
 
 def _prepared(x: Tensor, metric: str) -> Tensor:
