@@ -1,6 +1,7 @@
 """Latent functional maps: compare, align and transfer neural representations.
 
-The flow is representation -> graph -> basis -> functional map -> readings; ``pipeline.py`` composes it.
+The flow is representation -> graph -> basis -> functional map -> readings; ``pipeline.py`` composes it. Arrays of NumPy
+are taken wherever tensors are; what comes back are tensors.
 """
 
 from lfm_torch import baselines, descriptors, losses

@@ -201,13 +201,14 @@ def similarity(
     batched: bool = False,
     nonfinite: Nonfinite = "raise",
 ) -> dict[str, Tensor]:
-    """Compare two representations of the same samples.
+    """Compare two representations of the same samples, tensors or arrays of NumPy.
 
     Args:
         x: ``[n, d_x]``; row i of ``x`` and row i of ``y`` come from the same input. Feature maps and tokens are to be
             flattened (``x.flatten(1)``) or pooled (``x.mean((2, 3))``, ``x.mean(1)``).
         y: ``[n, d_y]``.
-        measures: One name or several; :data:`lfm_torch.measures.MEASURES` describes them all.
+        measures: One name or several; :data:`lfm_torch.measures.MEASURES` describes them all. "cka" and "cca" are short
+            for "linear_cka" and "mean_cca", the names that the results bear.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
         n_basis: Eigenvectors per space, less than n; None takes a quarter of the samples, at most 50.
         metric: Metric of the graphs, see :func:`knn`.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import lfm_torch as lfm
 from lfm_torch import baselines, descriptors
 from lfm_torch.gromov import gromov_wasserstein
+from lfm_torch.integrations.pyg import knn_graph
 from lfm_torch.map_weights import choose_weights
 from lfm_torch.measures import MEASURES
 from lfm_torch.transfer import relative_representations
@@ -45,6 +46,7 @@ CALLS: dict[str, Callable[[Callable[[Tensor], Any]], Any]] = {
     "knn of sets": lambda t: lfm.knn(t(X), n_neighbors=3, batch=t(LABELS.sort().values)),
     "build_graph": lambda t: lfm.build_graph(t(X)).weight,
     "build_graph of sets": lambda t: lfm.build_graph(t(X), batch=t(LABELS.sort().values)).weight,
+    "knn_graph": lambda t: knn_graph(t(X[:, 0]), 3, batch=t(LABELS.sort().values), batch_size=3),
     "update": lambda t: GRAPH.update(t(Y)).weight,
     "laplacian": lambda t: GRAPH.laplacian() @ t(FUNCTIONS),
     "apply": lambda t: GRAPH.laplacian().apply(t(FUNCTIONS), t(FUNCTIONS), c=2.0),

@@ -152,7 +152,7 @@ def test_ragged_gradient(metric: str) -> None:
 def test_offsets_of_batch_vectors() -> None:
     assert set_offsets("batch", torch.tensor([0, 0, 2, 2, 2]), 5).tolist() == [0, 2, 2, 5]
     assert set_offsets("batch", torch.tensor([0, 2, 2, 5]), 5).tolist() == [0, 2, 2, 5]
-    with pytest.raises(TypeError, match="batch must be an integer tensor, got"):
+    with pytest.raises(TypeError, match=r"batch must be integers, got torch.float32"):
         set_offsets("batch", torch.zeros(5), 5)
     for wrong in ([1, 0, 0, 0, 0], [0, 0, 0, 0], [-1, 0, 0, 0, 0], []):
         with pytest.raises(ValueError, match="batch must be the set of each of the 5 rows"):

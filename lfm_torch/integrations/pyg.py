@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch.graph import Graph
 from lfm_torch.neighbors import Metric, knn, set_offsets
 from lfm_torch.ops.knn import unit_rows
@@ -24,9 +25,9 @@ Flow = Literal["source_to_target", "target_to_source"]
 
 
 def knn_graph(
-    x: Tensor,
+    x: ArrayLike,
     k: int,
-    batch: Tensor | None = None,
+    batch: IndexLike | None = None,
     loop: bool = False,
     flow: Flow = "source_to_target",
     cosine: bool = False,
@@ -64,16 +65,18 @@ def knn_graph(
                 [0, 1, 2]])
     """
     _checks.check_choice("flow", flow, ("source_to_target", "target_to_source"))
-    x = _checks.check_points("x", x.unsqueeze(1) if isinstance(x, Tensor) and x.dim() == 1 else x)
+    x = _checks.as_tensor("x", x)
+    x = _checks.check_points("x", x.unsqueeze(1) if x.dim() == 1 else x)
     _checks.check_range("k", k, 1, 2**31 - 1, "indices are 32 bits inside")
     n = x.shape[0]
-    if batch_size is not None and batch is not None and batch.numel() and batch_size <= int(batch.max()):
-        raise ValueError(f"batch_size must be at least {int(batch.max()) + 1}, the sets of batch, got {batch_size}")
+    known = None if batch is None else _checks.as_integers("batch", batch, torch.device("cpu"))
+    if batch_size is not None and known is not None and known.numel() and batch_size <= int(known.max()):
+        raise ValueError(f"batch_size must be at least {int(known.max()) + 1}, the sets of batch, got {batch_size}")
     others = k - loop
     points = torch.arange(n, device=x.device).unsqueeze(1)
     chosen = points[:, :0]
     if others > 0:
-        sets = torch.tensor([0, n], dtype=torch.int64, device="cpu") if batch is None else batch
+        sets = torch.tensor([0, n], dtype=torch.int64, device="cpu") if known is None else known
         metric: Metric = "cosine" if cosine else "euclidean"
         # padding beyond the points there are would only be dropped again
         with torch.no_grad():
