@@ -16,6 +16,7 @@ from torch.masked import MaskedTensor
 ArrayLike = Tensor | np.ndarray[Any, Any]
 IndexLike = ArrayLike | Sequence[Any]
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FEWEST_ROWS = 3
 # what wrong input raises: the message alone says it all
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
@@ -166,6 +167,14 @@ def check_finite(name: str, x: Tensor) -> float:
     raise ValueError(
         f"{name} must be finite, got {value} in {at} (column {where[-1]}); {int(bad.sum())} values are not finite"
     )
+
+
+def check_enough(name: str, n: int, advice: str = "") -> None:
+    """Raise ValueError for too few rows to be a space: without the constant function nothing is left to compare."""
+    if n < FEWEST_ROWS:
+        raise ValueError(
+            f"{name} must have at least {FEWEST_ROWS} rows to be a space that can be compared, got {n}{advice}"
+        )
 
 
 def check_same_device_dtype(first: str, x: Tensor, second: str, y: Tensor) -> None:

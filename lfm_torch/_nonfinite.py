@@ -13,7 +13,6 @@ from lfm_torch._warnings import warn
 
 Nonfinite = Literal["raise", "drop"]
 NONFINITE = ("raise", "drop")
-_FEWEST = 3
 # of what is said, so many representations and rows by name
 _NAMED = 4
 
@@ -47,10 +46,9 @@ def rows_to_leave_out(n: int, found: Mapping[str, Sequence[int]]) -> tuple[int, 
     if not rows:
         return ()
     where = _listed([f"{name} (row {_listed(lost)})" for name, lost in counted.items()])
-    if n - len(rows) < _FEWEST:
-        raise ValueError(
-            f"nonfinite='drop' must leave at least {_FEWEST} of {n} samples, got {n - len(rows)}: not finite in {where}"
-        )
+    if n - len(rows) < _checks.FEWEST_ROWS:
+        got = f"{n - len(rows)}: not finite in {where}"
+        raise ValueError(f"nonfinite='drop' must leave at least {_checks.FEWEST_ROWS} of {n} samples, got {got}")
     warn(f"{len(rows)} of {n} samples are left out everywhere, not finite in {where}")
     return tuple(rows)
 

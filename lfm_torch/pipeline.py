@@ -114,11 +114,7 @@ def sizes_for_batch(
     Warns:
         LFMWarning: a number does not fit.
     """
-    if n < 3:
-        raise ValueError(
-            f"{owner} must have at least 3 rows, fewer are no space to compare, got {n}; a DataLoader leaves out such "
-            "a rest with drop_last=True"
-        )
+    _checks.check_enough(f"{owner}: a batch", n, "; a DataLoader leaves out such a rest with drop_last=True")
     sizes = {"n_neighbors": n_neighbors, "n_basis": n_basis}
     for name, size in sizes.items():
         if size is not None and size >= n:
@@ -171,6 +167,7 @@ def check_pair(
 
 def bases_of_pair(x: Tensor, y: Tensor, **settings: Any) -> tuple[Basis, Basis]:
     """:func:`representation_basis` of both; what is to be said of one is said under its name."""
+    _checks.check_enough("x", x.shape[-2])
     with about("x"):
         basis_x = representation_basis(x, **settings)
     with about("y"):

@@ -179,6 +179,8 @@ def _over_halves(
     if n_splits == 0:
         return {name: torch.empty(0, dtype=torch.float64, device="cpu") for name in measures}
     size = len(x) // 2
+    if any(name in MAP_MEASURES for name in measures):
+        _checks.check_enough("a half of the samples", size, "; n_splits=0 takes none")
     k, m = settings.get("n_neighbors"), settings.get("n_basis")
     n_neighbors = max(1, (default_n_neighbors(len(x)) if k is None else k) // 2)
     n_basis = default_n_basis(len(x)) if m is None else m

@@ -127,7 +127,7 @@ def test_what_they_refuse(make: Callable[..., Loss]) -> None:
         loss(x, target.tolist())
     with pytest.raises(TypeError, match="x must be float16"):
         loss(x.long(), target)
-    with pytest.raises(ValueError, match=r"Loss must have at least 3 rows.*got 2; .*drop_last=True"):
+    with pytest.raises(ValueError, match=r"Loss: a batch must have at least 3 rows.*got 2; .*drop_last=True"):
         loss(x[:2], target[:2])
     for size in (0, True, 2.5):
         with pytest.raises(ValueError, match=f"n_basis must be a positive int, or None .*got {size}"):

@@ -210,3 +210,24 @@ def test_a_side_that_is_lost_takes_no_samples_with_it() -> None:
         lfm.similarity(x[None], y[None], nonfinite="drop", batched=True)
     with pytest.raises(ValueError, match=r"y must have the rows of x"):
         lfm.similarity(y, y[1:], nonfinite="drop")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_samples_for_a_space(n: int) -> None:
+    x = torch.randn(n, 4)
+    for call in (lfm.similarity, lfm.distortion, functools.partial(lfm.significance, n_splits=0)):
+        with pytest.raises(
+            ValueError, match=f"x must have at least 3 rows to be a space that can be compared, got {n}"
+        ):
+            call(x, x)
+    with pytest.raises(ValueError, match=r"representations must have at least [23] rows"):
+        lfm.compare({"a": x, "b": x})
+
+
+def test_halves_are_spaces_too() -> None:
+    x = torch.randn(6, 4)
+    assert lfm.significance(x, x, n_permutations=2)["heat"].n_splits == 10
+    with pytest.raises(
+        ValueError, match=r"a half of the samples must have at least 3 rows .* got 2; n_splits=0 takes none"
+    ):
+        lfm.significance(x[:5], x[:5])

@@ -60,7 +60,7 @@ def test_two_batches_before_a_training_are_enough() -> None:
     ]
     metric.reset()
     metric.update(x[:2], y[:2])
-    with pytest.raises(ValueError, match=r"LFMSimilarity must have at least 3 rows.*got 2"):
+    with pytest.raises(ValueError, match=r"LFMSimilarity: a batch must have at least 3 rows.*got 2"):
         metric.compute()
     with pytest.raises(ValueError, match="n_basis must be a positive int"):
         LFMSimilarity(n_basis=0)

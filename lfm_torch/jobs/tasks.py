@@ -59,6 +59,7 @@ class Settings:
         if n < 2:
             raise ValueError(f"representations must have at least 2 rows, got {n}")
         if self.map_measures:
+            _checks.check_enough("representations", n)
             n_basis = self.basis_of(n)
             _checks.check_range("n_basis", n_basis, 1, n - 1, f"less than the {n} samples")
             if "lfm" in self.measures and n_basis < 2:
