@@ -616,6 +616,18 @@ def test_row_numbers_may_come_from_the_cpu() -> None:
     both(run)
 
 
+def test_samples_that_are_not_finite() -> None:
+    x, y = clusters(80)
+    x[3], y[[5, 70], 2] = torch.nan, torch.inf
+    with pytest.warns(lfm.LFMWarning, match=r"3 of 80 samples .* x \(row 3\), y \(row 5, 70\)"):
+        both(lambda m: lfm.similarity(m(x), m(y), nonfinite="drop"))
+    with pytest.warns(lfm.LFMWarning, match="3 of 80 samples"):
+        found, wanted = (
+            lfm.compare({"x": p, "y": q}, nonfinite="drop") for p, q in ((x.to("cuda"), y.to("cuda")), (x, y))
+        )
+    torch.testing.assert_close(found.matrix("heat"), wanted.matrix("heat"), atol=1e-5, rtol=0)
+
+
 # ---- alignment and translation
 
 

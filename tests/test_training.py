@@ -408,3 +408,16 @@ def test_what_is_to_be_said_of_a_layer_is_said_once(background: bool) -> None:
     assert str(one.message).startswith("Monitor: layer '1' at step 0: ")
     monitor.load_state_dict(monitor.state_dict())
     assert monitor.history[0].notes
+
+
+def test_a_reference_of_arrays_and_one_that_is_not_pooled() -> None:
+    network = Network().eval()
+    found = lfm.extract(network, PROBE, layers=LAYERS)
+    arrays: Any = {layer: x.numpy() for layer, x in found.items()}
+    with Monitor(network, PROBE.numpy(), layers=LAYERS, reference=arrays, measures="heat") as monitor:
+        assert monitor.history[0].scores["0"]["heat"] == pytest.approx(1, abs=1e-3)
+    maps = {layer: x.unsqueeze(2).expand(-1, -1, 4) for layer, x in found.items()}
+    with pytest.raises(
+        ValueError, match=r"reference\['0'\] must have shape \[n, d\], a row per sample, got \[80, 16, 4\]"
+    ):
+        Monitor(network, PROBE, layers=LAYERS, reference=maps).__enter__()
