@@ -64,6 +64,9 @@ def test_two_batches_before_a_training_are_enough() -> None:
         metric.compute()
     with pytest.raises(ValueError, match="n_basis must be a positive int"):
         LFMSimilarity(n_basis=0)
+    points = LFMSimilarity("cka", n_basis=50)
+    points.update(x[:2], y[:2])
+    torch.testing.assert_close(points.compute(), lfm.baselines.linear_cka(x[:2], y[:2]))
 
 
 def test_samples_that_are_not_finite_are_left_out() -> None:
@@ -75,3 +78,12 @@ def test_samples_that_are_not_finite_are_left_out() -> None:
         metric.update(x[rows], y[rows])
     with pytest.warns(lfm.LFMWarning, match=r"2 of 60 samples are left out everywhere, .* x \(row 0\), y \(row 59\)"):
         torch.testing.assert_close(metric.compute(), wanted)
+
+
+def test_an_array_may_be_filled_with_the_next_batch() -> None:
+    x, y = torch.randn(60, 6), torch.randn(60, 3)
+    metric, batch = LFMSimilarity("heat"), x[:20].numpy().copy()
+    for start in range(0, 60, 20):
+        batch[:] = x[start : start + 20]
+        metric.update(batch, y[start : start + 20])
+    torch.testing.assert_close(metric.compute(), lfm.similarity(x, y)["heat"])

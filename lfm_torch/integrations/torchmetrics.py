@@ -12,7 +12,7 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._nonfinite import Nonfinite, check_nonfinite
 from lfm_torch.graph import Weights
-from lfm_torch.measures import check_measures
+from lfm_torch.measures import MAP_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
 from lfm_torch.pipeline import check_pair, check_sizes, similarity, sizes_for_batch
 
@@ -100,10 +100,10 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
         self.y.append(y.detach())
 
     def _checked(self, name: str, x: ArrayLike) -> Tensor:
-        if self.nonfinite == "raise":
-            return _checks.check_space(name, x, batched=None)
         _checks.check_dims(name, x, batched=None)
-        return _checks.check_floating(name, x)
+        points = _checks.check_points(name, x) if self.nonfinite == "raise" else _checks.check_floating(name, x)
+        # an array shares its memory, which its owner may fill with the next batch
+        return points if isinstance(x, Tensor) else points.clone()
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Return the similarity of everything that was added.
@@ -116,8 +116,10 @@ class LFMSimilarity(torchmetrics.Metric):  # type: ignore[misc]
         x, y = (rows if isinstance(rows, Tensor) else torch.cat(rows) for rows in (self.x, self.y))
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = check_pair(x.to(dtype), y.to(dtype), nonfinite=self.nonfinite)
-        sizes = (self.settings["n_neighbors"], self.settings["n_basis"])
-        n_neighbors, n_basis = sizes_for_batch(type(self).__name__, len(x), *sizes, self._told)
-        settings = {**self.settings, "n_neighbors": n_neighbors, "n_basis": n_basis}
+        settings = dict(self.settings)
+        if any(name in MAP_MEASURES for name in self.names):
+            sizes = (settings["n_neighbors"], settings["n_basis"])
+            fitting = sizes_for_batch(type(self).__name__, len(x), *sizes, self._told)
+            settings["n_neighbors"], settings["n_basis"] = fitting
         found = similarity(x, y, measures=self.names, **settings)
         return found[self.names[0]] if self.scalar else found

@@ -42,6 +42,8 @@ class SpaceSettings:
 
     def for_rows(self, n: int, told: set[str]) -> SpaceSettings:
         """Settings that fit ``n`` rows, see :func:`sizes_for_batch`."""
+        if not self.map_measures:
+            return self
         n_neighbors, n_basis = sizes_for_batch("Monitor", n, self.n_neighbors, self.n_basis, told)
         return replace(self, n_neighbors=n_neighbors, n_basis=n_basis)
 
