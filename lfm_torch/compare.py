@@ -107,7 +107,7 @@ def compare(
 
     Warns:
         LFMWarning: something could not be compared; samples were left out; something is to be said of a representation
-            (rows of zeros, an offset, no room on a GPU), which its item holds as ``note`` and the report lists.
+            (rows of zeros, an offset), which its item holds as ``notes`` and the report lists.
 
     Example:
         >>> import torch
@@ -144,8 +144,8 @@ def compare(
     if result.failures:
         failed = f"{len(result.failures)} could not be compared and were left out, the first: {result.failures[0]}"
         warn(f"compare: {failed}")
-    if noted := [item for item in result.items if item.note]:
-        first = f"{noted[0].checkpoint}, layer {noted[0].layer}: {noted[0].note}"
+    if noted := [item for item in result.items if item.notes]:
+        first = f"{noted[0].checkpoint}, layer {noted[0].layer}: {'; '.join(noted[0].notes)}"
         warn(f"compare: notes on {len(noted)} of {len(result.items)} representations, the first: {first}")
     return result
 
@@ -176,7 +176,7 @@ def _finished(run: _Run, runs: Mapping[str, tuple[str, int | None]] | None, star
         **source.settings,
         "seconds": round(time.perf_counter() - started, 2),
     }
-    items = tuple(Item(e.checkpoint, e.layer, e.n_components, e.n_unconverged, "; ".join(e.notes)) for e in reduced)
+    items = tuple(Item(e.checkpoint, e.layer, e.n_components, e.n_unconverged, e.note, e.notes) for e in reduced)
     layers = tuple(dict.fromkeys(item.layer for item in items))
     return Comparison(
         items, tuple(checkpoints), layers, matrices, chance, described, (*failures, *failed_pairs), chance_std
@@ -329,10 +329,10 @@ class _Run:
             infos = [self.store.info(key) for key in keys.values()]
             if all(info is not None for info in infos):
                 info = infos[0] or {}
-                stats = info["n_components"], info["n_unconverged"]
-                notes = tuple(dict.fromkeys(text for about in infos for text in (about or {})["notes"]))
+                stats = {field: info[field] for field in ("n_components", "n_unconverged", "note")}
+                stats["notes"] = tuple(dict.fromkeys(text for about in infos for text in (about or {})["notes"]))
                 contents = {kind: (about or {})["content"] for kind, about in zip(keys, infos, strict=True)}
-                found.append(Reduced(name, layer, place, info["n"], info["dtype"], keys, contents, *stats, notes))
+                found.append(Reduced(name, layer, place, info["n"], info["dtype"], keys, contents, **stats))
         present = {entry.layer for entry in found}
         return {layer: identity for layer, identity in identities.items() if layer not in present}, found
 

@@ -35,8 +35,8 @@ class Item:
         layer: name of the layer.
         n_components: connected components of its neighbour graph.
         n_unconverged: eigenpairs that did not reach the solver's tolerance.
-        note: what a reader should know of it: rows of zeros or an offset that dwarfs the rest, under a metric of
-            angles; that it was computed on the CPU, for lack of memory on a GPU.
+        note: how it was computed where that was not the usual way (on the CPU, for lack of memory on a GPU).
+        notes: what is to be known of its points under a metric of angles: rows of zeros, an offset that dwarfs all.
     """
 
     checkpoint: str
@@ -44,6 +44,12 @@ class Item:
     n_components: int = 1
     n_unconverged: int = 0
     note: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Whatever a report says of it: ``notes``, and ``note`` where there is one."""
+        return (*self.notes, *[self.note] * bool(self.note))
 
 
 @dataclass(frozen=True)

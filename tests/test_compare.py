@@ -357,9 +357,10 @@ def test_what_is_to_be_said_of_a_representation_is_in_the_record(measures: Any, 
         count = 1 + ("heat" in measures)
         assert f"notes on {count} of 3 representations, the first: b, layer fc: 2 of 100 rows" in str(said[0].message)
         assert said[0].filename == __file__
-        assert found.items[0].note == ""
-        assert found.items[1].note.startswith("2 of 100 rows are zero")
-        assert ("mean of the rows" in found.items[2].note) == ("heat" in measures)
+        assert found.items[0].notes == ()
+        assert found.items[1].notes[0].startswith("2 of 100 rows are zero")
+        assert len(found.items[1].notes) == 1
+        assert bool(found.items[2].notes) == ("heat" in measures)
     need("jinja2")
     found.report(tmp_path / "report")
     assert "2 of 100 rows are zero" in (tmp_path / "report" / "report.html").read_text("utf-8")

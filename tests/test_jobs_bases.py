@@ -43,7 +43,7 @@ def test_a_batch_gives_what_each_layer_does(room: int, monkeypatch: pytest.Monke
         # the same space, whatever turns inside near-repeated eigenvalues
         overlap = (one[0].evecs[:, :8].mT @ other[0].evecs).square().sum()
         assert float(overlap) == pytest.approx(8, abs=1e-3)
-        assert one[1] == other[1] == []
+        assert one[1] == other[1] == ""
     assert batches == {0: [], 200_000: [(2,), (2,)], 1 << 30: [(4,)]}[room]
 
 

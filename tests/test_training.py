@@ -405,7 +405,7 @@ def test_what_is_to_be_said_of_a_layer_is_said_once(background: bool) -> None:
     assert len({point.notes["1"] for point in monitor.history}) > 1
     (one,) = found
     assert one.category is lfm.LFMWarning
-    assert str(one.message).startswith("Monitor: layer '1' at step 0: ")
+    assert str(one.message).startswith("Monitor: notes on 1 of 1 layers at step 0, the first: '1': ")
     monitor.load_state_dict(monitor.state_dict())
     assert monitor.history[0].notes
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lfm_torch._warnings import collecting, note
+from lfm_torch._warnings import collecting
 from lfm_torch.basis import Basis
 from lfm_torch.graph import Graph
 from lfm_torch.jobs.tasks import Settings
@@ -22,7 +22,7 @@ from lfm_torch.pipeline import graph_basis, representation_basis, representation
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 # blocks of the solver beside the basis, in multiples of it: the filtered block, its image, trial spaces
 _SOLVER_BLOCKS = 12
-Found = tuple[Basis, list[str]] | Exception
+Found = tuple[Basis, str, list[str]] | Exception
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -39,7 +39,7 @@ class _Waiting(NamedTuple):
 
 
 def bases_of(points: Sequence[Tensor], settings: Settings, *, room: int | None = None) -> Iterator[Found]:
-    """Basis of each representation ``[n, d_i]`` with its notes, in order; or the error that one of them raised.
+    """Basis of each representation ``[n, d_i]``, how it was made, what its points call for; or the error it raised.
 
     Args:
         points: Representations of the same samples on one device.
@@ -103,22 +103,23 @@ def _together(waiting: Sequence[_Waiting], settings: Settings) -> Iterator[Found
         if isinstance(graph, Exception):  # what had no room beside the others may have it alone, or on the CPU
             yield _alone(x, settings) if is_out_of_memory(graph) else graph
         else:
-            yield next(parts), notes
+            yield next(parts), "", notes
 
 
 def _alone(x: Tensor, settings: Settings) -> Found:
-    """Graph and basis; where the device has no room, on the CPU, and a note says so."""
+    """Graph and basis; where the device has no room, on the CPU, and the note says so."""
     options = {**_graph_options(settings), "n_basis": settings.n_basis}
+    note = ""
     try:
         with collecting() as notes:
             try:
-                return representation_basis(x, **options), notes
+                return representation_basis(x, **options), note, notes
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not x.is_cuda:
                     raise
-                note(f"out of memory on {x.device}: basis computed on the CPU")
+                note = f"out of memory on {x.device}: basis computed on the CPU"
             torch.cuda.empty_cache()
-            return representation_basis(x.cpu(), **options).to(x.device), notes
+            return representation_basis(x.cpu(), **options).to(x.device), note, notes
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         return error
 

@@ -257,10 +257,10 @@ def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: 
     if isinstance(basis, Exception):
         raise basis
     if basis is not None:
-        found, notes = basis
+        found, note, notes = basis
         unconverged = int((~found.converged).sum())
         stats: dict[str, Any] = {"n_components": int(found.n_components), "n_unconverged": unconverged}
-        stats["notes"] = tuple(notes)
+        stats |= {"note": note, "notes": tuple(notes)}
         reduced = dataclasses.replace(reduced, dtype=_dtype_name(found.evals), **stats)
         info = {"kind": "basis", **reduced.info, "seconds": round(seconds, 4)}
         # transposed, [m, n]: the layout that the products of pairs read

@@ -125,6 +125,7 @@ class Reduced:
     contents: dict[str, str]
     n_components: int = 1
     n_unconverged: int = 0
+    note: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -136,6 +137,7 @@ class Reduced:
             "dtype": self.dtype,
             "n_components": self.n_components,
             "n_unconverged": self.n_unconverged,
+            "note": self.note,
             "notes": self.notes,
         }
 

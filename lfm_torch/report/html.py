@@ -55,7 +55,7 @@ def render(comparison: Comparison, *, title: str | None = None, table: str = "si
         steps=_step_range(comparison),
         measures=[_measure(comparison, name) for name in comparison.measures],
         landscape=describe(comparison),
-        notes=[item for item in comparison.items if item.note],
+        notes=[item for item in comparison.items if item.remarks],
         table=table,
         left_out=len(comparison.settings.get("left_out", ())),
         rows=_checkpoint_rows(comparison),

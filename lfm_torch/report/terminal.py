@@ -133,7 +133,9 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
     if comparison.failures:
         _print_failures(console, "not compared", comparison.failures, "see the report")
         console.print()
-    if noted := [f"{item.checkpoint}, layer {item.layer}: {item.note}" for item in comparison.items if item.note]:
+    if noted := [
+        f"{item.checkpoint}, layer {item.layer}: {remark}" for item in comparison.items for remark in item.remarks
+    ]:
         _print_failures(console, "with a note", noted, "see the report")
         console.print()
     if written:
@@ -253,9 +255,9 @@ def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, An
         "measures": measures,
         "failures": [vars(failure) for failure in comparison.failures],
         "notes": [
-            {"checkpoint": item.checkpoint, "layer": item.layer, "note": item.note}
+            {"checkpoint": item.checkpoint, "layer": item.layer, "note": remark}
             for item in comparison.items
-            if item.note
+            for remark in item.remarks
         ],
         "written": [str(path) for path in written],
     }

@@ -263,12 +263,13 @@ class Monitor:
         return point
 
     def _say(self, point: Point) -> None:
-        """Warn of what there is to be said of a layer when it first is, whatever the numbers in it are later."""
-        for layer, text in point.notes.items():
-            known = layer, re.sub(r"\d+", "", text)
-            if known not in self._said and is_rank_zero():
-                warn(f"Monitor: layer {layer!r} at step {point.step}: {text} (said once; the history has it)")
-            self._said.add(known)
+        """Warn of what there is to be said of layers when it first is, whatever the numbers in it are later."""
+        kinds = {layer: (layer, re.sub(r"\d+", "", text)) for layer, text in point.notes.items()}
+        new = [layer for layer, kind in kinds.items() if kind not in self._said]
+        self._said.update(kinds.values())
+        if new and is_rank_zero():
+            where = f"{len(new)} of {len(self.layers)} layers at step {point.step}, the first: {new[0]!r}"
+            warn(f"Monitor: notes on {where}: {point.notes[new[0]]} (said once; the history has it)")
 
     def close(self) -> None:
         """Take what is in the background, write the history; figures are written by :meth:`save`."""
