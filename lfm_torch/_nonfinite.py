@@ -30,10 +30,15 @@ def rows_not_finite(x: Tensor) -> list[int]:
     return rows
 
 
+def is_lost(n: int, rows: Sequence[int]) -> bool:
+    """Whether a representation has lost more than half of its ``n`` rows: of no use itself, it costs others none."""
+    return 2 * len(rows) > n
+
+
 def rows_to_leave_out(n: int, found: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
     """Decide on the rows to leave out everywhere, from those of ``n`` that are not finite in each representation.
 
-    One that has lost more than half of its rows is of no use itself and has no say: the others keep their samples.
+    One that :func:`is_lost` has no say.
 
     Raises:
         ValueError: fewer than 3 rows would be left.
@@ -41,7 +46,7 @@ def rows_to_leave_out(n: int, found: Mapping[str, Sequence[int]]) -> tuple[int, 
     Warns:
         LFMWarning: rows are left out; how many, and where they come from.
     """
-    counted = {name: rows for name, rows in found.items() if 0 < 2 * len(rows) <= n}
+    counted = {name: rows for name, rows in found.items() if rows and not is_lost(n, rows)}
     rows = sorted(set().union(*counted.values()))
     if not rows:
         return ()
@@ -57,7 +62,7 @@ def without_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
     """Return the other rows of ``x [n, ...]``."""
     if not rows:
         return x
-    kept = torch.ones(len(x), dtype=torch.bool)
+    kept = torch.ones(len(x), dtype=torch.bool, device="cpu")
     kept[list(rows)] = False
     return x[kept.to(x.device)]
 

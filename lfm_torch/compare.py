@@ -19,7 +19,7 @@ import torch
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch._nonfinite import Nonfinite, check_nonfinite, rows_to_leave_out
+from lfm_torch._nonfinite import Nonfinite, check_nonfinite
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.checkpoint_files import Checkpoint, in_order, parse_name
@@ -30,7 +30,7 @@ from lfm_torch.jobs import memory
 from lfm_torch.jobs.blocks import all_pairs, chance_levels
 from lfm_torch.jobs.engines import DistributedEngine, Engine, make_engine
 from lfm_torch.jobs.pieces import Job, quiet_workers
-from lfm_torch.jobs.store import DamagedPieceError, Store, Waiting
+from lfm_torch.jobs.store import Store, Waiting
 from lfm_torch.jobs.tasks import (
     MemoryPieces,
     Reduced,
@@ -39,6 +39,8 @@ from lfm_torch.jobs.tasks import (
     Screening,
     Settings,
     identity_without,
+    known_rows,
+    left_out_of,
     rows_key,
 )
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
@@ -250,10 +252,8 @@ class _Run:
                 if task.identities is not None:
                     waiting.add([(rows_key(task.identities[layer]), one.info) for layer, one in found.items()])
         every = [one for name in names for one in screened[name].values()]
-        # as in the reduction, the first that is of use says how many samples there are
-        n = next((one.n for one in every if 2 * len(one.rows) <= one.n), None)
+        n, self.left_out = left_out_of(every)
         if n is not None:
-            self.left_out = rows_to_leave_out(n, {one.title: one.rows for one in every if one.n == n})
             self.job.settings.check_against(n - len(self.left_out))
         return n
 
@@ -266,13 +266,7 @@ class _Run:
         # said where it is reduced
         except Exception:
             return {}, {}
-        known = {}
-        for layer, identity in identities.items():
-            try:
-                tensors, info = self.store.read(rows_key(identity))
-            except (KeyError, DamagedPieceError):
-                continue
-            known[layer] = Screened(info["title"], info["n"], tuple(tensors["rows"].tolist()))
+        known = known_rows(self.store, identities)
         return {layer: identity for layer, identity in identities.items() if layer not in known}, known
 
     def reduce_all(self) -> tuple[list[Reduced], list[Failure]]:

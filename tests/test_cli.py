@@ -481,6 +481,9 @@ def test_samples_that_are_not_finite_are_left_out(place: Path, capsys: pytest.Ca
     assert "3 samples left out everywhere, with values that are not finite: row 5, 7, 8" in capsys.readouterr().out
     page = (place / "out" / "report.html").read_text("utf-8")
     assert "compared on 37 samples (3 more are left out, with values that are not finite)" in page
+    assert main([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["samples"], plan["stored"], plan["pairs"]) == (37, 2, 0)
     assert main([*command, "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["settings"]["left_out"] == [5, 7, 8]

@@ -101,7 +101,8 @@ def _planned(arguments: argparse.Namespace, source: Source) -> int:
     directory = arguments.store or arguments.out / "store"
     store = Store(directory).open() if (directory / INDEX).exists() and not arguments.no_store else None
     names = ("n_neighbors", "n_basis", "metric", "weights")
-    found = plan(source, Settings(measures_of(arguments), *(getattr(arguments, name) for name in names)), store)
+    settings = Settings(measures_of(arguments), *(getattr(arguments, name) for name in names))
+    found = plan(source, settings, store, nonfinite=arguments.nonfinite)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     elif not arguments.quiet:

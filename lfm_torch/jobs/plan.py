@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from lfm_torch import _checks
+from lfm_torch._nonfinite import Nonfinite
 from lfm_torch.jobs.store import Store
-from lfm_torch.jobs.tasks import Settings
+from lfm_torch.jobs.tasks import Settings, identity_without, known_rows, left_out_of
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.similarity import Maps
 from lfm_torch.sources import Source
@@ -45,17 +46,25 @@ class Plan:
     problems: tuple[str, ...]
 
 
-def plan(source: Source, settings: Settings, store: Store | None) -> Plan:
-    """Look at files and store, time one piece of each kind on made-up data, and say what there is to do."""
+def plan(source: Source, settings: Settings, store: Store | None, *, nonfinite: Nonfinite = "raise") -> Plan:
+    """Look at files and store, time one piece of each kind on made-up data, and say what there is to do.
+
+    With ``nonfinite="drop"`` the samples left out are known as far as a former comparison has found them.
+    """
     total, stored = 0, 0
     seconds: list[float] = []
     problems = []
     samples = source.n_samples
-    for name in source:
-        identities, problem = _identities(source, name, store)
+    looked_at = [_identities(source, name, store) for name in source]
+    left_out: tuple[int, ...] = ()
+    if nonfinite == "drop" and store is not None:
+        found, left_out = left_out_of([one for layers, _ in looked_at for one in known_rows(store, layers).values()])
+        samples = samples if found is None else found - len(left_out)
+    for identities, problem in looked_at:
         problems += [problem] if problem else []
-        for identity in identities.values():
+        for whole in identities.values():
             total += 1
+            identity = identity_without(whole, left_out)
             infos = [] if store is None else [store.info(settings.key(kind, identity)) for kind in settings.kinds]
             present = [info for info in infos if info is not None]
             if present and len(present) == len(infos):

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._nonfinite import is_lost, rows_to_leave_out
 from lfm_torch.basis import default_n_basis
 from lfm_torch.graph import Weights
 from lfm_torch.jobs.fingerprints import digest, library_digest
-from lfm_torch.jobs.store import content_digest
+from lfm_torch.jobs.store import DamagedPieceError, Store, content_digest
 from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.neighbors import Metric, default_n_neighbors
 
@@ -185,6 +186,26 @@ class Screened:
     def info(self) -> dict[str, Any]:
         """What is stored beside the rows."""
         return {"kind": "rows", "title": self.title, "n": self.n}
+
+
+def known_rows(store: Store, identities: Mapping[str, str]) -> dict[str, Screened]:
+    """What a store knows of the rows of a checkpoint's layers."""
+    known = {}
+    for layer, identity in identities.items():
+        try:
+            tensors, info = store.read(rows_key(identity))
+        except (KeyError, DamagedPieceError):
+            continue
+        known[layer] = Screened(info["title"], info["n"], tuple(tensors["rows"].tolist()))
+    return known
+
+
+def left_out_of(every: Sequence[Screened]) -> tuple[int | None, tuple[int, ...]]:
+    """Return how many samples there are, which the first representation of use says, and which are to be left out."""
+    n = next((one.n for one in every if not is_lost(one.n, one.rows)), None)
+    if n is None:
+        return None, ()
+    return n, rows_to_leave_out(n, {one.title: one.rows for one in every if one.n == n})
 
 
 @dataclass(frozen=True)
