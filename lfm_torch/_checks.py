@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.masked import MaskedTensor
 
 # what is taken wherever points or functions are wanted; and for row numbers and labels
@@ -150,12 +151,19 @@ def check_dense(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got {x.dtype}; take {name}.dequantize()")
 
 
+def has_values(x: Tensor) -> bool:
+    """Tell whether there are values to look at: not while torch.compile or torch.export trace, nor in a fake tensor."""
+    return not (torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.device.type == "meta")
+
+
 def check_finite(name: str, x: Tensor) -> float:
     """Raise ValueError naming the first row of ``x [..., n, d]`` that holds NaN or infinity.
 
     Returns:
-        The largest magnitude.
+        The largest magnitude; 1 where there are no values to look at.
     """
+    if not has_values(x):
+        return 1.0
     # one pass, which NaN comes through; the exact look only where something is wrong
     largest = float(torch.stack(torch.aminmax(x.detach())).abs().amax())
     if math.isfinite(largest):
@@ -199,7 +207,7 @@ def check_range(name: str, value: int, low: int, high: int, why: str) -> None:
         TypeError: not an integer.
         ValueError: outside the range.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} must be between {low} and {high} ({why}), got {value}")

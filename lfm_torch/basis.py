@@ -19,6 +19,7 @@ from lfm_torch.linalg import dense_eigenpairs, differentiable_eigenpairs, krylov
 from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 from lfm_torch.nystrom import extend_basis
+from lfm_torch.traced_basis import traced_pairs
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
 # not one that data is likely to be drawn with: a start that is the data itself misleads the survey of the spectrum
@@ -196,6 +197,10 @@ def spectral_basis(
     gradients are recorded. Other losses have no derivative there: the terms of the pairs in question are faded out,
     as are those across a basis that ends inside a repeated eigenvalue. Not twice differentiable.
 
+    Under torch.compile and torch.export the solver is one operator. What it has to say of itself is said when that
+    runs; the Basis is without ``guards`` and ``window``, has ``iterations`` 0, and ``solver`` is what was asked for.
+    The backward pass solves once more.
+
     Args:
         graph: A Graph (its symmetric normalised Laplacian is taken) or a Laplacian, "symmetric" or "unnormalized".
         n_basis: Number of pairs, less than the number of points; None takes a quarter of the points, at most 50.
@@ -248,6 +253,10 @@ def spectral_basis(
             f"warm_start must have evecs of shape {[*laplacian.shape[:-1], 'm']}, got {list(warm_start.evecs.shape)}"
         )
     tol = default_tol(laplacian.graph.weight.dtype) if tol is None else tol
+    if not _checks.has_values(laplacian.graph.weight):
+        if warm_start is not None or generator is not None:
+            raise ValueError("warm_start and generator must be None where torch.compile or torch.export trace")
+        return Basis(*traced_pairs(laplacian, n_basis, solver, tol, max_iterations), iterations=0, solver=solver)
     pairs, used = _solve(laplacian, n_basis, solver, tol, max_iterations, warm_start, generator)
     converged = pairs.residuals <= tol * laplacian.upper_bound / 2
     if not bool(converged.all()):

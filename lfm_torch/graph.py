@@ -76,9 +76,14 @@ class Graph:
     @property
     def degree(self) -> Tensor:
         """Sum of the weights at each node, ``[..., n]``."""
-        # kept without gradient only: a recorded one would outlive its first backward pass
-        recording = torch.is_grad_enabled() and self.weight.requires_grad
-        return self._sum_weights() if recording else self._cached_degree
+        return self._cached_degree if self.is_constant else self._sum_weights()
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether what follows from the weights may be kept: not where gradients are recorded, or a program traced."""
+        # a recorded one would outlive its first backward pass
+        recorded = torch.is_grad_enabled() and self.weight.requires_grad
+        return not recorded and _checks.has_values(self.weight)
 
     @functools.cached_property
     def _cached_degree(self) -> Tensor:
@@ -368,6 +373,17 @@ def build_graph(
         n_neighbors = default_n_neighbors(n) if n_neighbors is None else n_neighbors
         return graph_from_neighbors(knn(x, n_neighbors=n_neighbors, metric=metric), **how)
     offsets = set_offsets("batch", batch, n)
+    n_neighbors = _neighbors_in_sets(offsets, n_neighbors)
+    neighbors = knn(x, n_neighbors=n_neighbors, metric=metric, batch=offsets)
+    return replace(graph_from_neighbors(neighbors, **how), offsets=offsets)
+
+
+def _neighbors_in_sets(offsets: Tensor, n_neighbors: int | None) -> int:
+    """The number of neighbours, after checking that every set has more points than that."""
+    if not _checks.has_values(offsets):
+        if n_neighbors is None:
+            raise ValueError("n_neighbors must be given with batch where torch.compile or torch.export trace, got None")
+        return n_neighbors
     smallest = int(offsets.diff().min())
     n_neighbors = default_n_neighbors(smallest) if n_neighbors is None else n_neighbors
     if smallest <= n_neighbors:
@@ -375,8 +391,7 @@ def build_graph(
             f"batch must give every graph more than n_neighbors={n_neighbors} points, got {smallest} in graph "
             f"{int(offsets.diff().argmin())}"
         )
-    neighbors = knn(x, n_neighbors=n_neighbors, metric=metric, batch=offsets)
-    return replace(graph_from_neighbors(neighbors, **how), offsets=offsets)
+    return n_neighbors
 
 
 def _with_unit(graph: Graph, unit: float) -> Graph:

@@ -68,8 +68,7 @@ class Laplacian:
     @property
     def scalings(self) -> tuple[Tensor, Tensor, Tensor]:
         """``diagonal, left, right`` over all nodes of the batch: ``L = diag(diagonal) - diag(left) W diag(right)``."""
-        recording = torch.is_grad_enabled() and self.graph.weight.requires_grad
-        return self._compute_scalings() if recording else self._cached_scalings
+        return self._cached_scalings if self.graph.is_constant else self._compute_scalings()
 
     @functools.cached_property
     def _cached_scalings(self) -> tuple[Tensor, Tensor, Tensor]:

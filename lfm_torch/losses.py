@@ -10,6 +10,8 @@ Which one to take:
 
 Both see one batch as one space: batches of a few hundred rows or more, with several rows of every class, work; batches
 of 32 do not hold a neighbour graph worth the name.
+
+``torch.compile(fullgraph=True)`` takes both: see :func:`lfm_torch.spectral_basis` for what that changes.
 """
 
 from __future__ import annotations
@@ -237,4 +239,4 @@ class DirichletAlignmentLoss(_AlignmentLoss):
         with torch.no_grad():
             basis = target if isinstance(target, Basis) else self._basis(target)
         evecs = basis.evecs.detach().to(laplacian.graph.weight.dtype)
-        return (evecs * (laplacian @ evecs)).sum((-2, -1)).mean() / basis.n_basis
+        return (evecs * laplacian.apply(evecs)).sum((-2, -1)).mean() / basis.n_basis

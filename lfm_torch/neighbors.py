@@ -104,6 +104,10 @@ def knn(
     Returns:
         Neighbors with ``indices`` int64 and ``distances``, ``[..., n, n_neighbors]``.
 
+    While torch.compile or torch.export trace, and with fake tensors, no value is looked at: what is not finite is not
+    refused, float64 points beyond 1e150 are not scaled, nothing is said of rows of zeros, and without a budget there
+    is no limit.
+
     Raises:
         TypeError: not a floating-point tensor, or different dtypes.
         ValueError: wrong shapes, values that are not finite, too many neighbours, nothing but zeros under "cosine" or
@@ -161,6 +165,9 @@ def set_offsets(name: str, batch: IndexLike, n: int) -> Tensor:
         ValueError: neither ``n`` ascending numbers of sets, nor offsets ascending from 0 to ``n``.
     """
     values = _checks.as_integers(name, batch, torch.device("cpu"))
+    if not _checks.has_values(values):
+        offsets: Tensor = _traced_offsets(values, n, name)
+        return offsets
     wanted = f"the set of each of the {n} rows, ascending, or offsets ascending from 0 to {n}"
     if values.dim() != 1 or values.numel() == 0 or bool((values.diff() < 0).any()) or int(values[0]) < 0:
         raise ValueError(f"{name} must be {wanted}, got shape {list(values.shape)}, or values out of order")
@@ -170,6 +177,17 @@ def set_offsets(name: str, batch: IndexLike, n: int) -> Tensor:
         raise ValueError(f"{name} must be {wanted}, got {values.numel()} values from {values[0]} to {values[-1]}")
     counts = torch.bincount(values)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+@torch.library.custom_op("lfm_torch_traced::set_offsets", mutates_args=())
+def _traced_offsets(batch: Tensor, n: int, name: str) -> Tensor:
+    """:func:`set_offsets` when what was traced runs: how many sets there are is known then."""
+    return set_offsets(name, batch, n).clone()
+
+
+@_traced_offsets.register_fake
+def _(batch: Tensor, n: int, name: str) -> Tensor:
+    return batch.new_empty(torch.library.get_ctx().new_dynamic_size())
 
 
 Offsets = tuple[Tensor, Tensor | None]
@@ -234,10 +252,9 @@ class _Search:
                 indices, distances = ops.ragged_nearest_neighbors(x, y, *sets, self.k, self.metric, budget)
         if _is_recorded(x, y):
             # an empty place is infinitely far for every x: it takes part as a constant
-            here, database = indices >= 0, None if y is None else y.unsqueeze(0)
+            here, database = indices >= 0, (x if y is None else y).unsqueeze(0)
             places, known = indices.clamp_min(0).unsqueeze(0), torch.where(here, distances, 1.0).unsqueeze(0)
-            points = x.unsqueeze(0)
-            flow = _differentiable(points, points if database is None else database, places, known, self.metric)[0]
+            flow = _differentiable(x.unsqueeze(0), database, places, known, self.metric)[0]
             distances = torch.where(here, flow, distances)
         return Neighbors(indices, distances)
 
@@ -305,11 +322,14 @@ def zero_rows(
     points = x.detach()
     single = x.dtype == torch.float32
     usable = points.any(-1) if single else (points.abs() >= torch.finfo(x.dtype).tiny).any(-1)
-    if bool(usable.all()):
+    known = _checks.has_values(x)
+    if known and bool(usable.all()):
         return x, None
     zero = ~points.any(-1)
     if not single:
         x = torch.where((usable | zero).unsqueeze(-1), x, x * 2.0**64)
+    if not known:  # there may be some
+        return x, zero
     if not bool(zero.any()):
         return x, None
     if alone and bool(_whole_sets(zero, offsets).any()):
@@ -322,7 +342,7 @@ def zero_rows(
 
 def note_zero_rows(name: str, zero: Tensor | None) -> None:
     """Say how many rows are zero, and what becomes of them."""
-    if zero is None:
+    if zero is None or not _checks.has_values(zero):
         return
     rows = "rows" if name == "x" else f"rows of {name}"
     note(
@@ -407,12 +427,17 @@ def _bytes_of(budget: float | None, x: Tensor, y: Tensor | None) -> int:
         ValueError: not positive, or less than the packed points take.
     """
     if budget is None:
-        return _free_memory(x.device) // 2
+        return _free_memory(x.device) // 2 if _checks.has_values(x) else 0
     if isinstance(budget, bool) or not isinstance(budget, (int, float)):
         raise TypeError(f"memory_budget must be a number of bytes or a share, got {type(budget).__name__}")
     if not 0 < budget < float("inf"):
         raise ValueError(f"memory_budget must be positive, a number of bytes or a share of at most 1, got {budget}")
-    allowed = int(budget * _free_memory(x.device)) if isinstance(budget, float) and budget <= 1 else int(budget)
+    is_share = isinstance(budget, float) and budget <= 1
+    if is_share and not _checks.has_values(x):
+        raise ValueError(
+            f"memory_budget must be a number of bytes where torch.compile or torch.export trace, got the share {budget}"
+        )
+    allowed = int(budget * _free_memory(x.device)) if is_share else int(budget)
     points = x.shape[-2] + (0 if y is None else y.shape[-2])
     least = points * (2 * x.shape[-1] + 50) + (8 << 20) * torch.get_num_threads()
     if allowed < least:

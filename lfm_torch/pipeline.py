@@ -61,6 +61,8 @@ def representation_graph(
     x: Tensor, *, n_neighbors: int | None = None, metric: Metric = "angular", weights: Weights = "gaussian"
 ) -> Graph:
     """The first half of :func:`representation_basis`."""
+    if not _checks.has_values(x):
+        return build_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
     # neighbours of equal rows would be arbitrary: numbers would come out, about nothing
     collapsed = (x == x[..., :1, :]).all(-1).all(-1).any()
     far = _is_far_from_origin(x) if metric in ANGULAR and x.numel() else torch.zeros_like(collapsed)
@@ -130,9 +132,12 @@ def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
 
     It is the function that every two spaces share, which measures leave out; any basis of the null space is one.
     """
-    null = int(basis.n_components.max().clamp_max(basis.n_basis))
-    if null == 1:
-        return basis
+    if _checks.has_values(basis.evals):
+        null = int(basis.n_components.max().clamp_max(basis.n_basis))
+        if null == 1:
+            return basis
+    else:
+        null = basis.n_basis  # as many as there may be
     constant = unit_rows(degrees.sqrt())
     known = torch.arange(null, device=degrees.device) < basis.n_components.unsqueeze(-1)
     wanted = matmul(basis.evecs[..., :null].mT, constant.unsqueeze(-1)).squeeze(-1) * known

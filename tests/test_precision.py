@@ -221,7 +221,7 @@ CALLS: dict[str, Callable[[SimpleNamespace], object]] = {
 WITHOUT_NUMBERS = {
     "Alignment", "Checkpoints", "Comparison", "LFMWarning", "build_info", "extract", "Graph.to_torch_sparse",
     "Laplacian.T", "Laplacian.diagonal", "Laplacian.scalings", "Laplacian.shape", "Laplacian.to_torch_sparse",
-    "Laplacian.upper_bound", "FunctionalMap.adjoint", "Basis.n", "Basis.n_basis",
+    "Laplacian.upper_bound", "Graph.is_constant", "FunctionalMap.adjoint", "Basis.n", "Basis.n_basis",
     *(f"{kind}.{name}" for kind in ("Basis", "FunctionalMap", "Graph") for name in ("to", "save", "load")),
 }  # fmt: skip
 

@@ -69,22 +69,23 @@ def knn_graph(
     x = _checks.check_points("x", x.unsqueeze(1) if x.dim() == 1 else x)
     _checks.check_range("k", k, 1, 2**31 - 1, "indices are 32 bits inside")
     n = x.shape[0]
-    known = None if batch is None else _checks.as_integers("batch", batch, torch.device("cpu"))
-    if batch_size is not None and known is not None and known.numel() and batch_size <= int(known.max()):
-        raise ValueError(f"batch_size must be at least {int(known.max()) + 1}, the sets of batch, got {batch_size}")
+    sets = None if batch is None else _checks.as_integers("batch", batch, torch.device("cpu"))
+    if batch_size is not None and sets is not None and sets.numel() and _checks.has_values(sets):
+        count = int(sets.max()) + 1
+        if batch_size < count:
+            raise ValueError(f"batch_size must be at least {count}, the sets of batch, got {batch_size}")
     others = k - loop
     points = torch.arange(n, device=x.device).unsqueeze(1)
     chosen = points[:, :0]
-    if others > 0:
-        sets = torch.tensor([0, n], dtype=torch.int64, device="cpu") if known is None else known
+    if others > 0 and n > 1:
         metric: Metric = "cosine" if cosine else "euclidean"
-        # padding beyond the points there are would only be dropped again
         with torch.no_grad():
-            chosen = knn(x, n_neighbors=max(1, min(others, n - 1)), metric=metric, batch=sets).indices
+            chosen = knn(x, n_neighbors=min(others, n - 1), metric=metric, batch=sets).indices
     if loop:
         chosen = torch.cat([points, chosen], 1)
-    there = chosen >= 0
-    edges = torch.stack([chosen[there], points.expand_as(chosen)[there]])
+    edges = torch.stack([chosen, points.expand_as(chosen)]).flatten(1)
+    if sets is not None:  # small ones have no neighbours for all places
+        edges = edges[:, edges[0] >= 0]
     return edges if flow == "source_to_target" else edges.flip(0)
 
 
