@@ -160,15 +160,18 @@ def check_finite(name: str, x: Tensor) -> float:
     """Raise ValueError naming the first row of ``x [..., n, d]`` that holds NaN or infinity.
 
     Returns:
-        The largest magnitude; 1 where there are no values to look at.
+        The largest magnitude of real numbers; 1 where there are none to look at.
     """
-    if not has_values(x):
+    if not has_values(x) or x.numel() == 0:
         return 1.0
-    # one pass, which NaN comes through; the exact look only where something is wrong
-    largest = float(torch.stack(torch.aminmax(x.detach())).abs().amax())
-    if math.isfinite(largest):
-        return largest
+    if x.is_floating_point():
+        # one pass, which NaN comes through; the exact look only where something is wrong
+        largest = float(torch.stack(torch.aminmax(x.detach())).abs().amax())
+        if math.isfinite(largest):
+            return largest
     bad = ~x.detach().isfinite()
+    if not bool(bad.any()):
+        return 1.0
     where = bad.nonzero()[0].tolist()
     row, value = where[:-1], x.detach()[tuple(where)].item()
     at = f"row {row[0]}" if len(row) == 1 else f"row {row[-1]} of batch entry {row[:-1]}"

@@ -401,5 +401,15 @@ def test_finite_values_whose_sum_overflows_are_accepted() -> None:
     lfm._checks.check_finite("x", x)
 
 
+def test_the_finite_check_takes_whatever_a_layer_gives() -> None:
+    check = lfm._checks.check_finite
+    for x in (torch.zeros(3, 0), torch.tensor([[True, False]]), torch.tensor([[1, 2]]), torch.tensor([[1j, 2.0]])):
+        check("x", x)
+    assert check("x", torch.tensor([[-3.0, 2.0]])) == 3
+    assert check("x", torch.tensor([[-3.0, 2.0]]).half()) == 3
+    with pytest.raises(ValueError, match="row 0"):
+        check("x", torch.tensor([[complex(torch.nan, 0)]]))
+
+
 def test_default_number_of_neighbors() -> None:
     assert [default_n_neighbors(n) for n in (2, 5, 100, 2000, 10**6)] == [1, 1, 15, 300, 300]
