@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cctype>
 #include <cstdint>
+#include <iterator>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -32,6 +34,18 @@ inline std::string shape_of(const Tensor& t) {
   return text + "]";
 }
 
+// As torch writes it in Python.
+inline std::string dtype_name(ScalarType type) {
+  // those whose C++ names are others
+  static constexpr const char* names[] = {"uint8",   "int8",    "int16",     "int32",     "int64",      "float16",
+                                          "float32", "float64", "complex32", "complex64", "complex128", "bool"};
+  const auto number = static_cast<size_t>(type);
+  if (number < std::size(names)) return std::string("torch.") + names[number];
+  std::string text = torch::headeronly::toString(type);
+  for (char& letter : text) letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+  return "torch." + text;
+}
+
 inline void check_dim(const char* name, const Tensor& t, int64_t dim) {
   LFM_CHECK(t.dim() == dim, name, " must have ", dim, " dimensions, got shape ", shape_of(t));
 }
@@ -46,20 +60,18 @@ inline void check_contiguous(const char* name, const Tensor& t) {
 }
 
 inline void check_dtype(const char* name, const Tensor& t, ScalarType wanted, const char* wanted_name) {
-  LFM_CHECK(t.scalar_type() == wanted, name, " must be ", wanted_name, ", got scalar type number ",
-            static_cast<int>(t.scalar_type()));
+  LFM_CHECK(t.scalar_type() == wanted, name, " must be ", wanted_name, ", got ", dtype_name(t.scalar_type()));
 }
 
 inline void check_like(const char* name, const Tensor& t, const char* like_name, const Tensor& like) {
-  LFM_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name,
-            ", got scalar type numbers ", static_cast<int>(t.scalar_type()), " and ",
-            static_cast<int>(like.scalar_type()));
+  LFM_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of ", like_name, ", ",
+            dtype_name(like.scalar_type()), ", got ", dtype_name(t.scalar_type()));
 }
 
 inline void check_floating(const char* name, const Tensor& t) {
   const auto type = t.scalar_type();
-  LFM_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
-            " must be float32 or float64, got scalar type number ", static_cast<int>(type));
+  LFM_CHECK(type == ScalarType::Float || type == ScalarType::Double, name, " must be float32 or float64, got ",
+            dtype_name(type));
 }
 
 // Where each set of a ragged batch begins, and the end: int64 in CPU memory, ascending from 0 to `total`.
@@ -79,9 +91,8 @@ inline void check_block_type(const char* name, const Tensor& t, const char* like
   const auto type = t.scalar_type();
   const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
   LFM_CHECK(type == like.scalar_type() || (half && like.scalar_type() == ScalarType::Float), name,
-            " must have the dtype of ", like_name,
-            " (or be float16 or bfloat16 where that is float32), got scalar type ", "numbers ", static_cast<int>(type),
-            " and ", static_cast<int>(like.scalar_type()));
+            " must have the dtype of ", like_name, ", ", dtype_name(like.scalar_type()),
+            " (or be float16 or bfloat16 where that is float32), got ", dtype_name(type));
 }
 
 // CSR of N rows: rowptr [N + 1] int64, col [nnz] int32, both contiguous.

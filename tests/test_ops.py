@@ -226,3 +226,14 @@ def test_compiles_without_graph_breaks() -> None:
 
     compiled = torch.compile(twice, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), twice(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float16, torch.complex64, torch.uint16])
+def test_kernels_name_dtypes_as_torch_does(dtype: torch.dtype) -> None:
+    if not ops.has_native_kernel("knn", torch.device("cpu")):
+        pytest.skip("no compiled kernels")
+    wrong, right = torch.zeros(3, 4, dtype=dtype), torch.zeros(3, 4)
+    with pytest.raises(RuntimeError, match=f"^x must be float32 or float64, got {dtype}$"):
+        ops.inner_products(wrong, right)
+    with pytest.raises(RuntimeError, match=f"^y must have the dtype of x, torch.float32, got {dtype}$"):
+        ops.inner_products(right, wrong)
