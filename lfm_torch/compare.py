@@ -74,7 +74,8 @@ def compare(
     Each representation is reduced once to its basis; the maps of all pairs are then products of bases, taken in blocks.
     The numbers are those of :func:`similarity`, and the same to the last bit whatever the engine, the number of threads
     and what the store held before (on processors of one kind, with the compiled kernels). On a GPU products follow
-    ``torch.set_float32_matmul_precision``: "high" multiplies in TF32, which moves values by about 1e-5.
+    ``torch.set_float32_matmul_precision``: "high" multiplies in TF32, which moves values by about 1e-5. Networks
+    of checkpoints run outside autocast, which does not reach other threads and processes.
 
     Args:
         representations: ``{network: {layer: [n, d]}}`` or ``{network: [n, d]}``; row i is the same sample everywhere. A

@@ -12,7 +12,6 @@ import json
 import math
 import re
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from lfm_torch import _checks, _files
 from lfm_torch._precision import outside_autocast
 from lfm_torch._probe import is_sharded, unwrapped
-from lfm_torch._warnings import LFMWarning, warn
+from lfm_torch._warnings import warn
 from lfm_torch.graph import Weights
 from lfm_torch.measures import check_measures, full_name
 from lfm_torch.neighbors import Metric
@@ -256,7 +255,7 @@ class Monitor:
         self._write_history()
         for layer, reason in point.failures.items():
             if is_rank_zero():
-                warnings.warn(f"Monitor: layer {layer!r} not measured at step {point.step}: {reason}", LFMWarning, 3)
+                warn(f"Monitor: layer {layer!r} not measured at step {point.step}: {reason}")
         self._say(point)
         asked = bool(point.events and self.on_event and from_rank_zero(functools.partial(self._tell, point.events)))
         self.should_stop |= asked or any(event.stop for event in point.events)
@@ -286,7 +285,7 @@ class Monitor:
             try:
                 self.history.append(pending()[0])
             except Exception as error:
-                warnings.warn(f"Monitor: the last measurement failed: {_checks.one_line(error)}", LFMWarning, 2)
+                warn(f"Monitor: the last measurement failed: {_checks.one_line(error)}")
         self._write_history()
 
     def rows(self) -> list[dict[str, Any]]:
