@@ -76,8 +76,9 @@ def knn(
     Differentiable in ``x`` and ``y`` through the distances, the choice of neighbours held fixed.
 
     A row of zeros, as a dead ReLU leaves it, has no angle: under "cosine" and "angular" it counts as orthogonal to all
-    others and gets no gradient. 1% (5%) of such rows at random then move ``heat`` between layers of CIFAR-10 networks
-    by .006 (.026); as rows equal to one another they would by .032 (.063), isolated by .23 (.52).
+    others and gets no gradient. 1% (5%) of such rows at random then move ``heat`` between layers of CIFAR-10 networks,
+    and between other ReLU features, by .006 (.03); as rows equal to one another they would by .034 (.068), isolated by
+    .24 (.51).
 
     Memory beyond inputs and results, on the CPU: the points in 16 bits, about ``2 d + 50`` bytes each (``5 d + 64``
     with the 8 bits of a first look, which is taken from 4,096 points and 192 features on, for less than a neighbour in
