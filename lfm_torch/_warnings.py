@@ -1,6 +1,7 @@
 """The one warning category of the library, so that users can filter or escalate it by name, and how it is given."""
 
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -54,6 +55,22 @@ def about(name: str) -> Iterator[None]:
         yield
     for text in notes:
         note(f"{name}: {text}")
+
+
+@contextmanager
+def each_once(said: set[str]) -> Iterator[None]:
+    """Give notes of one kind once, where every step of a training may come across the reason; the owner keeps it."""
+    with collecting() as notes:
+        yield
+    for text in notes:
+        if (kind := kind_of(text)) not in said:
+            note(f"{text} (said once)")
+            said.add(kind)
+
+
+def kind_of(text: str) -> str:
+    """A note without its numbers, which change from step to step."""
+    return re.sub(r"\d+", "", text)
 
 
 def said_once(function: Callable[P, R]) -> Callable[P, R]:

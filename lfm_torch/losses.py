@@ -16,6 +16,8 @@ of 32 do not hold a neighbour graph worth the name.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, outside_autocast
+from lfm_torch._warnings import each_once
 from lfm_torch.basis import Basis, default_n_basis
 from lfm_torch.functional_map import functional_map, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
@@ -72,13 +75,18 @@ class _AlignmentLoss(nn.Module):
 
     def _basis(self, x: Tensor) -> Basis:
         n_neighbors, n_basis = self._sizes(x)
-        return representation_basis(
-            x, n_neighbors=n_neighbors, n_basis=n_basis, metric=self.metric, weights=self.weights
-        )
+        with self._once(x):
+            return representation_basis(
+                x, n_neighbors=n_neighbors, n_basis=n_basis, metric=self.metric, weights=self.weights
+            )
 
     def _graph(self, x: Tensor) -> Graph:
         n_neighbors, _ = self._sizes(x)
-        return build_graph(x, n_neighbors=n_neighbors, metric=self.metric, weights=self.weights)
+        with self._once(x):
+            return build_graph(x, n_neighbors=n_neighbors, metric=self.metric, weights=self.weights)
+
+    def _once(self, x: Tensor) -> AbstractContextManager[None]:
+        return each_once(self._told) if _checks.has_values(x) else nullcontext()
 
     def _sizes(self, x: Tensor) -> tuple[int | None, int]:
         """Neighbours and eigenvectors for a batch of this size."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -140,6 +141,30 @@ def test_what_they_refuse(make: Callable[..., Loss]) -> None:
         loss(torch.zeros_like(x), target)
     with pytest.raises(ValueError, match="reading must be one of"):
         LFMAlignmentLoss(reading="cka")
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_dead_samples_end_no_training(make: Callable[..., Loss]) -> None:
+    """They come and go from step to step: said once, and without gradient."""
+    loss = make(n_basis=8)
+    target = torch.randn(80, 12)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(1, 4):
+            x = torch.randn(80, 6)
+            x[: 2 * step] = 0
+            x.requires_grad_()
+            value = loss(x, target)
+            value.backward()
+            assert x.grad is not None
+            assert bool(value.isfinite())
+            assert bool(x.grad.isfinite().all())
+            assert float(x.grad[: 2 * step].abs().max()) == 0
+            assert float(x.grad[2 * step :].abs().max()) > 0
+    (one,) = said
+    assert one.category is lfm.LFMWarning
+    assert str(one.message).startswith("2 of 80 rows are zero")
+    assert one.filename == __file__
 
 
 def test_settings_show() -> None:

@@ -10,7 +10,6 @@ import functools
 import io
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from lfm_torch import _checks, _files
 from lfm_torch._precision import outside_autocast
 from lfm_torch._probe import is_sharded, unwrapped
-from lfm_torch._warnings import warn
+from lfm_torch._warnings import kind_of, warn
 from lfm_torch.graph import Weights
 from lfm_torch.measures import check_measures, full_name
 from lfm_torch.neighbors import Metric
@@ -263,7 +262,7 @@ class Monitor:
 
     def _say(self, point: Point) -> None:
         """Warn of what there is to be said of layers when it first is, whatever the numbers in it are later."""
-        kinds = {layer: (layer, re.sub(r"\d+", "", text)) for layer, text in point.notes.items()}
+        kinds = {layer: (layer, kind_of(text)) for layer, text in point.notes.items()}
         new = [layer for layer, kind in kinds.items() if kind not in self._said]
         self._said.update(kinds.values())
         if new and is_rank_zero():
