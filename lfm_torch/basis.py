@@ -15,10 +15,11 @@ from lfm_torch._precision import matmul, outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.graph import Graph
 from lfm_torch.laplacian import Laplacian
-from lfm_torch.linalg import dense_eigenpairs, differentiable_eigenpairs, krylov, lobpcg, refine
+from lfm_torch.linalg import differentiable_eigenpairs, smallest_eigenpairs
 from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 from lfm_torch.nystrom import extend_basis
+from lfm_torch.ops.full_precision import product
 from lfm_torch.traced_basis import traced_pairs
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
@@ -35,10 +36,10 @@ class Basis:
         evals: ``[..., m]`` ascending.
         evecs: ``[..., n, m]`` orthonormal columns; the entry of largest magnitude of each is positive.
         residuals: ``[..., m]`` norms ``|L v - lambda v|``.
-        converged: ``[..., m]`` bool, residual within the tolerance.
+        converged: ``[..., m]`` bool: the residual is within the tolerance, and the vector orthonormal to the others.
         n_components: ``[...]`` connected components, the multiplicity of eigenvalue 0.
         iterations: steps the solver took (0 for the dense one).
-        solver: which solver it was ("refine" after a warm start that sufficed).
+        solver: which solver it was ("refine" after a warm start that sufficed; "krylov, dense" where the first failed).
         guards: ``[..., n, p]`` rough eigenvectors beyond the pairs, kept for a warm start; None where there are none.
         window: interval that the spectrum beyond the pairs was taken to fill, for a warm start; or None.
     """
@@ -205,10 +206,12 @@ def spectral_basis(
         graph: A Graph (its symmetric normalised Laplacian is taken) or a Laplacian, "symmetric" or "unnormalized".
         n_basis: Number of pairs, less than the number of points; None takes a quarter of the points, at most 50.
         solver: "lobpcg" (batched, block method with Chebyshev preconditioning), "krylov" (thick-restarted block
-            Lanczos), "dense" (``eigh``), or "auto": dense for small graphs, else the fastest by measurement.
+            Lanczos), "dense" (``eigh``), or "auto": dense for small graphs, else the fastest by measurement. A graph
+            for which one fails is handed to the next of them, to the dense one up to 4,096 points.
         tol: Largest residual norm ``|L v - lambda v|`` relative to the bound of the spectrum divided by 2; None for
             1e-5 in float32 and 1e-8 in float64.
-        max_iterations: Iterations of the solver before it gives up with a warning; None for the solver's default.
+        max_iterations: Iterations of the solver before it gives up with a warning, without handing on; None for the
+            solver's default.
         warm_start: A basis of the same points on a similar graph to start from.
         generator: Source of the random start, on the device of the graph; None for a fixed seed.
 
@@ -221,8 +224,8 @@ def spectral_basis(
             a ragged batch (its bases have no common shape: take those of :meth:`Graph.unbatch`).
 
     Warns:
-        LFMWarning: pairs that did not converge, with their number and residual; in the backward pass, linear systems
-            that did not.
+        LFMWarning: pairs that did not converge, with their number, residual and lack of orthogonality; in the backward
+            pass, linear systems that did not.
 
     Example:
         >>> import torch, lfm_torch as lfm
@@ -257,13 +260,12 @@ def spectral_basis(
         if warm_start is not None or generator is not None:
             raise ValueError("warm_start and generator must be None where torch.compile or torch.export trace")
         return Basis(*traced_pairs(laplacian, n_basis, solver, tol, max_iterations), iterations=0, solver=solver)
-    pairs, used = _solve(laplacian, n_basis, solver, tol, max_iterations, warm_start, generator)
-    converged = pairs.residuals <= tol * laplacian.upper_bound / 2
+    pairs, converged, used = _solve(laplacian, n_basis, solver, tol, max_iterations, warm_start, generator)
     if not bool(converged.all()):
         warn(
             f"spectral_basis: {int((~converged).sum())} of {converged.numel()} eigenpairs did not reach "
             f"tol={tol:g} in {pairs.iterations} iterations of {used}; largest residual "
-            f"{float(pairs.residuals.max()):.2g}",
+            f"{float(pairs.residuals.max()):.2g}, largest entry of V^T V - I {_lack(pairs.evecs):.2g}",
         )
     evecs, components = _fix_signs(pairs.evecs), laplacian.graph.n_components
     how = (pairs.iterations, used, pairs.guards, pairs.window)
@@ -278,34 +280,36 @@ def _solve(
     max_iterations: int | None,
     warm_start: Basis | None,
     generator: torch.Generator | None,
-) -> tuple[Eigenpairs, str]:
-    used = _choose_solver(laplacian, n_basis) if solver == "auto" else solver
+) -> tuple[Eigenpairs, Tensor, str]:
+    chosen = _choose_solver(laplacian, n_basis) if solver == "auto" else solver
     known = laplacian.null_space(n_basis)
     missing = n_basis - int(laplacian.graph.n_components.min())
     if missing <= 0:
-        return _only_null_space(laplacian, known), used
+        return *_only_null_space(laplacian, known, tol), chosen
     differentiable = torch.is_grad_enabled() and laplacian.graph.weight.requires_grad
     with torch.no_grad():
-        found = missing + _guards(laplacian, missing, used) if differentiable else missing
-        start = None if warm_start is None or used == "dense" else _start_vectors(warm_start, known)
-        rest = None
-        if warm_start is not None and start is not None and solver in ("auto", "krylov"):
-            rest = _refined(laplacian, found, tol, known, start, warm_start)
-        if rest is not None:
-            used = "refine"
-        elif used == "dense":
-            rest = dense_eigenpairs(laplacian, found, known)
-        else:
-            if generator is None:
-                generator = torch.Generator(known.device).manual_seed(_SEED)
-            method, options = lobpcg if used == "lobpcg" else krylov, {"max_iterations": max_iterations}
-            rest = method(laplacian, found, tol=tol, known=known, start=start, generator=generator, **options)
+        found = missing + _guards(laplacian, missing, chosen) if differentiable else missing
+        start = None if warm_start is None or chosen == "dense" else _start_vectors(warm_start, known)
+        if generator is None:
+            generator = torch.Generator(known.device).manual_seed(_SEED)
+        rest, converged, used = smallest_eigenpairs(
+            laplacian,
+            found,
+            solver=chosen,
+            tol=tol,
+            known=known,
+            needed=(n_basis - laplacian.graph.n_components).clamp_min(0),
+            start=start,
+            window=_window(warm_start, start, found) if warm_start is not None and solver != "lobpcg" else None,
+            max_iterations=max_iterations,
+            generator=generator,
+        )
     if differentiable:
         evals, evecs = differentiable_eigenpairs(laplacian, rest, missing, known)
-        spare = rest.evecs[..., missing:] if used != "dense" else None
+        spare = rest.evecs[..., missing:] if chosen != "dense" else None
         guards = spare if spare is None or rest.guards is None else torch.cat([spare, rest.guards], -1)
         rest = rest._replace(evals=evals, evecs=evecs, residuals=rest.residuals[..., :missing], guards=guards)
-    return _with_null_space(laplacian, known, rest, n_basis), used
+    return *_with_null_space(laplacian, known, rest, converged[..., :missing], n_basis, tol), used
 
 
 def _start_vectors(warm_start: Basis, known: Tensor) -> Tensor:
@@ -315,16 +319,12 @@ def _start_vectors(warm_start: Basis, known: Tensor) -> Tensor:
     return (vectors if warm_start.guards is None else torch.cat([vectors, warm_start.guards], -1)).to(known)
 
 
-def _refined(
-    laplacian: Laplacian, found: int, tol: float, known: Tensor, start: Tensor, warm_start: Basis
-) -> Eigenpairs | None:
-    """Pairs refined from a former basis; None where it holds too little, or lies too far."""
+def _window(warm_start: Basis, start: Tensor | None, found: int) -> Window | None:
+    """The spectrum that a former basis belongs to; None where the basis holds too little to be refined."""
     positive = warm_start.evals[warm_start.evals > 0]
-    if warm_start.window is None or start.shape[-1] < found or positive.numel() == 0:
+    if warm_start.window is None or start is None or start.shape[-1] < found or positive.numel() == 0:
         return None
-    window = Window(float(positive.min()), float(positive.max()), *warm_start.window)
-    pairs = refine(laplacian, found, tol=tol, known=known, start=start, window=window)
-    return pairs if bool((pairs.residuals <= tol * laplacian.upper_bound / 2).all()) else None
+    return Window(float(positive.min()), float(positive.max()), *warm_start.window)
 
 
 def _guards(laplacian: Laplacian, missing: int, solver: str) -> int:
@@ -336,24 +336,36 @@ def _guards(laplacian: Laplacian, missing: int, solver: str) -> int:
     return room if solver == "dense" else min(room, max(8, missing // 4))
 
 
-def _only_null_space(laplacian: Laplacian, known: Tensor) -> Eigenpairs:
+def _only_null_space(laplacian: Laplacian, known: Tensor, tol: float) -> tuple[Eigenpairs, Tensor]:
     zeros = known.detach().new_zeros(known.shape[:-2] + known.shape[-1:])
-    return Eigenpairs(zeros, known, residual_norms(laplacian, zeros, known).detach(), 0)
+    residuals = residual_norms(laplacian, zeros, known).detach()
+    return Eigenpairs(zeros, known, residuals, 0), residuals <= tol * laplacian.upper_bound / 2
 
 
-def _with_null_space(laplacian: Laplacian, known: Tensor, rest: Eigenpairs, n_basis: int) -> Eigenpairs:
+def _with_null_space(
+    laplacian: Laplacian, known: Tensor, rest: Eigenpairs, converged: Tensor, n_basis: int, tol: float
+) -> tuple[Eigenpairs, Tensor]:
     """Join the known eigenvectors of eigenvalue 0 and the computed rest, graph by graph of the batch."""
-    null = _only_null_space(laplacian, known)
-    evals, residuals = torch.cat([null.evals, rest.evals], -1), torch.cat([null.residuals, rest.residuals], -1)
-    evecs = torch.cat([known, rest.evecs], -1)
+    null, found = _only_null_space(laplacian, known, tol)
+    evecs, *rows = (
+        torch.cat(parts, -1)
+        for parts in (
+            (known, rest.evecs),
+            (null.evals, rest.evals),
+            (null.residuals, rest.residuals),
+            (found, converged),
+        )
+    )
     if bool((laplacian.graph.n_components >= known.shape[-1]).all()):  # no padding to skip
-        return rest._replace(evals=evals[..., :n_basis], evecs=evecs[..., :n_basis], residuals=residuals[..., :n_basis])
-    # a graph with c components takes its first c null vectors, then skips the padding of the others
-    position = torch.arange(n_basis, device=known.device)
-    components = laplacian.graph.n_components.clamp_max(known.shape[-1]).unsqueeze(-1)
-    column = torch.where(position < components, position, position - components + known.shape[-1])
-    evecs = evecs.gather(-1, column.unsqueeze(-2).expand(*evecs.shape[:-1], n_basis))
-    return rest._replace(evals=evals.gather(-1, column), evecs=evecs, residuals=residuals.gather(-1, column))
+        evecs, rows = evecs[..., :n_basis], [row[..., :n_basis] for row in rows]
+    else:  # a graph with c components takes its first c null vectors, then skips the padding of the others
+        position = torch.arange(n_basis, device=known.device)
+        components = laplacian.graph.n_components.clamp_max(known.shape[-1]).unsqueeze(-1)
+        column = torch.where(position < components, position, position - components + known.shape[-1])
+        evecs = evecs.gather(-1, column.unsqueeze(-2).expand(*evecs.shape[:-1], n_basis))
+        rows = [row.gather(-1, column) for row in rows]
+    evals, residuals, converged = rows
+    return rest._replace(evals=evals, evecs=evecs, residuals=residuals), converged
 
 
 def _choose_solver(laplacian: Laplacian, n_basis: int) -> str:
@@ -361,6 +373,12 @@ def _choose_solver(laplacian: Laplacian, n_basis: int) -> str:
     if n <= 512 or 4 * n_basis > n:
         return "dense"
     return "lobpcg" if laplacian.graph.weight.is_cuda else "krylov"
+
+
+def _lack(evecs: Tensor) -> float:
+    """Largest entry of ``V^T V - I``."""
+    gram = product(evecs.detach().mT, evecs.detach())
+    return float((gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).abs().max())
 
 
 def _fix_signs(evecs: Tensor) -> Tensor:

@@ -93,6 +93,10 @@ class Laplacian:
         """The transpose; itself unless "random_walk"."""
         return replace(self, transposed=not self.transposed) if self.normalization == "random_walk" else self
 
+    def unbatch(self) -> list[Laplacian]:
+        """Return the Laplacians of the graphs of a batch one by one: see :meth:`Graph.unbatch`."""
+        return [replace(self, graph=graph) for graph in self.graph.unbatch()]
+
     @property
     def diagonal(self) -> Tensor:
         """Diagonal entries, ``[..., n]`` (a graph has no loops: those of the degree part alone)."""

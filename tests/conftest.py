@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 # Before torch reads it: waiting threads sleep instead of spinning. On a busy machine small parallel regions are
 # otherwise up to fifty times slower.
@@ -23,6 +24,9 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "home")
 # a shell that asks all its programs for colours means the screen, not what tests compare
 for name in ("FORCE_COLOR", "PYTHON_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
+
+# what the random graphs of a run are drawn with; set here, so that the workers of pytest-xdist share it
+os.environ.setdefault("LFM_TORCH_SEED", str(secrets.randbits(32)))
 
 DATA = Path(os.environ.get("LFM_TORCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -50,6 +54,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--ambient"):
         surround(AMBIENTS[config.getoption("--ambient")])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"random graphs were drawn with LFM_TORCH_SEED={os.environ['LFM_TORCH_SEED']}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

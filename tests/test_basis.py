@@ -8,9 +8,12 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lfm_torch as lfm
 from lfm_torch import ops
+from lfm_torch.linalg import solve
+from lfm_torch.linalg.eigenpairs import Eigenpairs
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 
 SOLVERS = ("lobpcg", "krylov", "dense")
@@ -306,3 +309,129 @@ def test_blocks_are_orthonormal_and_complete() -> None:
     )
     *_, sound = ops.orthonormalize_block(panels, space[:, :16] * torch.arange(16), 1.0)
     assert not bool(sound)
+
+
+@pytest.mark.parametrize("d", [384, 1024])
+def test_points_without_structure(d: int) -> None:
+    """The filter's polynomial is enormous at 0, where the known vector lies: nothing of it may come back."""
+    graph = lfm.build_graph(torch.randn(2000, d))
+    basis = lfm.spectral_basis(graph, solver="krylov")
+    assert bool(basis.converged.all())
+    exact = lfm.spectral_basis(graph.to(torch.float64), solver="dense")
+    torch.testing.assert_close(basis.evals.double(), exact.evals, rtol=0, atol=1e-5)
+
+
+def bipartite(n: int) -> np.ndarray:
+    w = np.zeros((n, n))
+    w[: n // 2, n // 2 :] = w[n // 2 :, : n // 2] = 1
+    return w
+
+
+def pairs_of_codes() -> np.ndarray:
+    """Cliques of equal points, joined two by two: an eigenvalue of high multiplicity below the last one asked for."""
+    return np.kron(np.kron(np.eye(40), np.ones((2, 2))) - 0.9 * np.eye(80), np.ones((9, 9)))
+
+
+@pytest.mark.parametrize(("w", "m"), [(bipartite(640), 50), (star(900), 50), (pairs_of_codes(), 90)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_eigenvalue_more_often_than_a_block_has_vectors(w: np.ndarray, m: int, dtype: torch.dtype) -> None:
+    np.fill_diagonal(w, 0)
+    basis = lfm.spectral_basis(graph_of(w, dtype), n_basis=m, solver="krylov")
+    assert bool(basis.converged.all())
+    assert basis.iterations < 200
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(basis.evecs.mT @ basis.evecs, torch.eye(m, dtype=dtype), rtol=0, atol=100 * eps)
+    wanted = torch.from_numpy(np.linalg.eigvalsh(oracles.laplacian(w))[:m])
+    torch.testing.assert_close(basis.evals.double(), wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-8)
+
+
+def test_lobpcg_stays_out_of_a_large_null_space() -> None:
+    """Points drawn with repetition: small corrections consist of what rounding left of the known vectors."""
+    x = torch.randn(300, 1, dtype=torch.float64)[torch.randint(75, (300,))]
+    graph = lfm.build_graph(x, n_neighbors=8, metric="euclidean", weights="distance")
+    basis = lfm.spectral_basis(graph, n_basis=20, solver="lobpcg")
+    assert bool(basis.converged.all())
+    exact = lfm.spectral_basis(graph, n_basis=20, solver="dense")
+    torch.testing.assert_close(basis.evals, exact.evals, rtol=0, atol=1e-8)
+
+
+def twice_the_same(operator: lfm.Laplacian, n_pairs: int, *, known: torch.Tensor, **_: object) -> Eigenpairs:
+    """An eigenvector in every place: each residual is small, and there is one pair only."""
+    right = solve.dense_eigenpairs(operator, 1, known)
+    evals, evecs = right.evals.expand(n_pairs), right.evecs.expand(-1, n_pairs).contiguous()
+    return Eigenpairs(evals, evecs, right.residuals.expand(n_pairs), 1)
+
+
+def breaks_down(*_: object, **__: object) -> Eigenpairs:
+    raise torch.linalg.LinAlgError("linalg.eigh: the input matrix contained non-finite values")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("faulty", [twice_the_same, breaks_down])
+def test_what_one_solver_fails_at_the_next_one_finds(faulty: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solve, "krylov", faulty)
+    graph = lfm.build_graph(torch.randn(600, 4), n_neighbors=15)
+    basis = lfm.spectral_basis(graph, n_basis=10, solver="krylov")
+    assert basis.solver == "krylov, dense"
+    assert bool(basis.converged.all())
+    torch.testing.assert_close(basis.evals, lfm.spectral_basis(graph, n_basis=10, solver="dense").evals)
+    with pytest.warns(lfm.LFMWarning, match=r"of 10 eigenpairs did not reach tol=1e-05 .*V\^T V - I 1"):
+        limited = lfm.spectral_basis(graph, n_basis=10, solver="krylov", max_iterations=5)
+    assert not bool(limited.converged.all())
+
+
+def test_of_a_batch_only_the_graphs_that_failed_are_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = lfm.build_graph(torch.randn(3, 600, 4), n_neighbors=15)
+    right = lfm.spectral_basis(graph, n_basis=10, solver="krylov")
+    krylov = solve.krylov
+
+    def one_wrong(*args: object, **kwargs: object) -> Eigenpairs:
+        pairs = krylov(*args, **kwargs)  # type: ignore[arg-type]
+        pairs.evecs[1, :, 3] = pairs.evecs[1, :, 2]
+        return pairs._replace(guards=None)
+
+    monkeypatch.setattr(solve, "krylov", one_wrong)
+    basis = lfm.spectral_basis(graph, n_basis=10, solver="krylov")
+    assert basis.solver == "krylov, dense"
+    assert bool(basis.converged.all())
+    torch.testing.assert_close(basis.evals, right.evals, rtol=0, atol=1e-5)
+    assert torch.equal(basis.evecs[[0, 2]], right.evecs[[0, 2]])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_eigenvalue_is_negative_or_out_of_order(solver: str) -> None:
+    for w in (path(600), ring(600), cliques(7, 80)):
+        basis = lfm.spectral_basis(graph_of(w, torch.float32), n_basis=20, solver=solver)
+        assert bool(basis.converged.all())
+        assert float(basis.evals[0]) == 0
+        assert bool((basis.evals.diff() >= 0).all())
+
+
+class NoFloat32Products(TorchDispatchMode):
+    """Refuses what a process may have allowed to run in TF32 or bfloat16."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.overloadpacket._qualified_op_name.split("::")[1] in ("mm", "bmm", "addmm", "baddbmm", "mv", "addmv"):
+            assert not any(isinstance(a, torch.Tensor) and a.dtype == torch.float32 for a in args), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("solver", ["lobpcg", "krylov", "dense", "refine"])
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_solvers_multiply_in_full_precision_whatever_the_process_allows(solver: str, precision: str) -> None:
+    graph = lfm.build_graph(torch.randn(560, 40), n_neighbors=40)
+    warm = lfm.spectral_basis(graph, n_basis=20, solver="krylov") if solver == "refine" else None
+    chosen = "auto" if solver == "refine" else solver
+    wanted = lfm.spectral_basis(graph, n_basis=20, solver=chosen, warm_start=warm)
+    weight = graph.weight.clone().requires_grad_()
+    recorded = lfm.Graph(graph.rowptr, graph.col, weight, graph.n_nodes)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with NoFloat32Products():
+            basis = lfm.spectral_basis(graph, n_basis=20, solver=chosen, warm_start=warm)
+            lfm.spectral_basis(recorded, n_basis=20, solver=chosen, warm_start=warm).evals.sum().backward()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert bool(basis.converged.all())
+    torch.testing.assert_close(basis.evals, wanted.evals, rtol=0, atol=1e-5)
+    assert weight.grad is not None
+    assert bool(weight.grad.isfinite().all())

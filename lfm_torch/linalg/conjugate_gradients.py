@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch.linalg.eigenpairs import SymmetricOperator
-from lfm_torch.linalg.orthogonalize import project_out
+from lfm_torch.linalg.orthogonalize import project_once, project_out
 
 _CHECK_EVERY = 8
 
@@ -45,7 +45,7 @@ def deflated_cg(
             break
         image = operator.apply(direction.contiguous()) - shift.unsqueeze(-2) * direction
         # rounding would let the lower part of the spectrum, where the operator is negative, grow back
-        image = image - basis @ (basis.mT @ image)
+        image = project_once(image, basis)
         curvature = (direction * image).sum(-2, keepdim=True)
         moving = (energy > target) & (curvature > 0)
         step = torch.where(moving, energy, 0.0) / torch.where(moving, curvature, 1.0)

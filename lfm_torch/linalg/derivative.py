@@ -30,6 +30,7 @@ from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.linalg.conjugate_gradients import deflated_cg
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
+from lfm_torch.ops.full_precision import product
 
 
 def default_delta(dtype: torch.dtype) -> float:
@@ -106,16 +107,17 @@ def _adjoint(
     n, m = g_evecs.shape[-2:]
     space, theta = pairs.evecs, pairs.evals.double()
     valid = theta <= 1.5 * operator.upper_bound
-    inner = (space.mT @ g_evecs).double()
+    inner = product(space.mT, g_evecs).double()
     inside = _inside(inner[..., :m, :], theta[..., :m], evals.double(), delta)
     inside = inside + torch.diag_embed(g_evals.double())
     # towards the computed pairs beyond the basis; a cut through a repeated eigenvalue has no derivative across it
     gap = theta[..., :m].unsqueeze(-2) - theta[..., m:].unsqueeze(-1)
     beyond = inner[..., m:, :] * _reciprocal(gap, delta) * valid[..., m:].unsqueeze(-1)
-    adjoint = space @ torch.cat([inside, beyond], -2).to(space.dtype)
+    adjoint = product(space, torch.cat([inside, beyond], -2).to(space.dtype))
     # d L times a null vector is as small as the eigenvalue it is divided by: nothing to regularise
     smallest = torch.finfo(known.dtype).eps * operator.upper_bound
-    adjoint = adjoint + known @ (known.mT @ g_evecs / theta[..., :m].clamp_min(smallest).unsqueeze(-2).to(known.dtype))
+    along = product(known.mT, g_evecs) / theta[..., :m].clamp_min(smallest).unsqueeze(-2).to(known.dtype)
+    adjoint = adjoint + product(known, along)
     if space.shape[-1] + known.shape[-1] >= n:
         return adjoint
     tol = 1e-10 if evals.dtype == torch.float64 else 1e-5

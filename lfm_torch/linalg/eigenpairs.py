@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lfm_torch.ops.full_precision import product
 from lfm_torch.ops.krylov import batched_eigh
 
 
@@ -30,6 +31,9 @@ class SymmetricOperator(Protocol):
 
     def to_dense(self) -> Tensor:
         """Return ``[..., n, n]``."""
+
+    def unbatch(self) -> Sequence[SymmetricOperator]:
+        """Return the operators of a batch one by one."""
 
 
 class Eigenpairs(NamedTuple):
@@ -59,14 +63,14 @@ def residual_norms(operator: SymmetricOperator, evals: Tensor, evecs: Tensor) ->
     return norms
 
 
-def dense_eigenpairs(operator: SymmetricOperator, n_pairs: int, known: Tensor | None = None) -> Eigenpairs:
+def dense_eigenpairs(
+    operator: SymmetricOperator, n_pairs: int, known: Tensor, dtype: torch.dtype | None = None
+) -> Eigenpairs:
     """The smallest ``n_pairs`` by a dense decomposition, in the complement of ``known`` eigenvectors.
 
-    Memory ``n^2`` per graph.
+    It is taken in ``dtype``, None for that of the operator. Memory ``n^2`` per graph.
     """
-    dense = operator.to_dense()
-    if known is not None:
-        dense = dense + (4 * operator.upper_bound) * (known @ known.mT)
-    evals, evecs = batched_eigh(dense)
-    evals, evecs = evals[..., :n_pairs].contiguous(), evecs[..., :n_pairs].contiguous()
+    wide = known.to(dtype or known.dtype)
+    matrix = operator.to_dense().to(wide.dtype) + (4 * operator.upper_bound) * product(wide, wide.mT)
+    evals, evecs = (part[..., :n_pairs].to(known.dtype).contiguous() for part in batched_eigh(matrix))
     return Eigenpairs(evals, evecs, residual_norms(operator, evals, evecs), 0)

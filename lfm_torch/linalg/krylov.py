@@ -18,12 +18,15 @@ from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
+from lfm_torch.ops.full_precision import product
 from lfm_torch.ops.krylov import BLOCK, batched_eigh, joined, orthonormalize_block
 
 _BLOCK = BLOCK
 _MAX_ITERATIONS = 1000
 _SURVEY_STEPS = 4
 _SMALL = 4096
+# what is left of an image is rounding where it is no more than so many times that of the image
+_ROUNDING = 100
 
 
 class _Space:
@@ -82,7 +85,8 @@ class _Space:
 
     def combine(self, rotation: Tensor) -> Tensor:
         """Vectors of the space with these coefficients."""
-        return joined(self.panels[..., self.first : self.first + self.used, :, :]) @ rotation.to(self.panels.dtype)
+        panels = self.panels[..., self.first : self.first + self.used, :, :]
+        return product(joined(panels), rotation.to(panels.dtype))
 
     def restart(self, theta: Tensor, rotation: Tensor, kept: int) -> None:
         """Shrink to the ``kept`` lowest Ritz vectors, whole panels, followed by the block that continues the space."""
@@ -104,9 +108,10 @@ class _Space:
     def _next(self, image: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Orthonormal block of what the image adds to the first panels; its coefficients in those, and in the block."""
         q, coefficients, coupling, sound = orthonormalize_block(self.panels[..., :count, :, :], image, scale)
-        if not bool(sound.all()):
+        within, beyond = coefficients.norm(dim=-2).clamp_min(scale), coupling.norm(dim=-2)
+        if not bool((sound & (beyond > _ROUNDING * torch.finfo(q.dtype).eps * within).all(-1)).all()):
             basis = joined(self.panels[..., :count, :, :])
-            q, factor = _fill(project_out(image, basis), basis, scale, self.generator)
+            q, factor = _fill(image, basis, scale, self.generator)
             coupling = factor.double()
         return q, coefficients, coupling
 
@@ -156,18 +161,47 @@ def krylov(
     if room < 4 * (n_pairs + _BLOCK):
         return dense_eigenpairs(operator, n_pairs, known)
     limit = _MAX_ITERATIONS if max_iterations is None else max_iterations
+    pairs = _lowest(operator, n_pairs, tol, known, start, limit, generator)
+    while _crowded(operator, pairs, tol):
+        beside = torch.cat([known, pairs.evecs], -1)
+        more = _lowest(operator, _BLOCK, tol, beside, None, limit, generator)
+        used = pairs.iterations + more.iterations
+        if bool((more.evals[..., 0] >= pairs.evals[..., -1] - tol * operator.upper_bound / 2).all()):
+            return pairs._replace(iterations=used)
+        joint = torch.cat([pairs.evecs, more.evecs], -1)
+        pairs = _polish(operator, joint, n_pairs, used)._replace(window=pairs.window)
+    return pairs
+
+
+def _crowded(operator: SymmetricOperator, pairs: Eigenpairs, tol: float) -> bool:
+    """Whether an eigenvalue was found as often as a Krylov space can hold it: once for each vector of a block."""
+    apart = pairs.evals[..., _BLOCK - 1 :] - pairs.evals[..., : 1 - _BLOCK]
+    return bool((apart <= tol * operator.upper_bound / 2).any())
+
+
+def _lowest(
+    operator: SymmetricOperator,
+    n_pairs: int,
+    tol: float,
+    known: Tensor,
+    start: Tensor | None,
+    limit: int,
+    generator: torch.Generator | None,
+) -> Eigenpairs:
+    """Pairs from one Krylov space after another, each with the window that the one before suggests."""
     window, block, slowest = survey(operator, n_pairs, known=known, start=start, generator=generator)
-    used, degree = _SURVEY_STEPS, _degree(window, known.dtype, operator.shape[-1])
+    used, degree = _SURVEY_STEPS, _degree(window, known)
     while True:
         pairs = _run(_Filter(operator, window, degree), n_pairs, tol, known, block, slowest, limit - used, generator)
         used += pairs.iterations
-        if degree == 1 or used >= limit or _done(operator, pairs, tol):
+        wanted = float(pairs.evals[..., -1].max())
+        # beyond the cut the polynomial takes eigenvalues in any order
+        if degree == 1 or used >= limit or (wanted <= window.cut and _done(operator, pairs, tol)):
             return pairs._replace(iterations=used, window=(window.cut, window.high))
         # the survey missed the wanted end; a Ritz value bounds it from above. Or float32 the range of the polynomial:
         # the operator itself is the last resort
-        wanted = float(pairs.evals[..., -1].max())
-        again = window._replace(wanted=wanted, cut=wanted + 0.1 * (window.high - wanted))
-        degree = _degree(again, known.dtype, operator.shape[-1]) if wanted > window.cut else 1
+        again = window._replace(wanted=wanted, cut=_beyond(wanted, window.high))
+        degree = _degree(again, known) if window.cut < wanted < window.high else 1
         window, block = again, _mixed(pairs.evecs, block)
 
 
@@ -206,11 +240,19 @@ def survey(
     beyond = (coupling @ rotation[..., -_BLOCK:, :]).norm(dim=-2)
     high = min(float((values + beyond)[..., -1].max()), operator.upper_bound)
     wanted = levels(n_pairs)
-    window = Window(float(values.min()), float(wanted.max()), float(levels(2 * n_pairs).max()), high)
+    last, cut = float(wanted.max()), float(levels(2 * n_pairs).max())
+    if cut - last < 0.02 * (high - last):  # an eigenvalue of high multiplicity: nothing would stand out
+        cut = _beyond(last, high)
+    window = Window(float(values.min()), last, cut, high)
     damped = rotation * (values <= window.cut).unsqueeze(-2)
     block = space.combine(damped @ rotation[..., :_BLOCK, :].mT)
     slowest = int(wanted.argmax()) if len(wanted) > 1 else None
     return window, block if start is None else _mixed(start, block), slowest
+
+
+def _beyond(wanted: float, high: float) -> float:
+    """Where to cut a spectrum of which the wanted end is known, and what comes after is not."""
+    return wanted + 0.1 * (high - wanted)
 
 
 def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
@@ -222,20 +264,25 @@ def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
     return block
 
 
-def _degree(window: Window, dtype: torch.dtype, n: int) -> int:
+def _degree(window: Window, known: Tensor) -> int:
     """Degree of the polynomial: odd, so that eigenvalues above the window land on the unwanted side.
 
     A growth of e^4.5 a block where the pairs end balances products against the work on the space; of e^9 in small
-    graphs, where the Ritz problems weigh more. The lowest pairs must not drown the last ones in rounding.
+    graphs, where the Ritz problems weigh more. The lowest pairs must not drown the last ones in rounding, nor may what
+    rounding leaves of the known vectors, of eigenvalue 0, outgrow the wanted ones: it is removed, but takes as many
+    digits with it.
     """
     # nearly nothing to damp, or an interval so short that rounding leaves it and is blown up
     if window.high - window.cut < max(0.1 * (window.high - window.low), 1e-3 * window.high):
         return 1
     # a survey too short to tell the wanted end from the window says less than this
     wanted, lowest = max(window.place(window.wanted), 1.2), window.place(window.low)
-    degree = min(15, max(1, round((9 if n <= _SMALL else 4.5) / math.acosh(wanted)))) // 2 * 2 + 1
-    most = math.log(1e8 if dtype == torch.float64 else 100)
-    while degree > 1 and degree * (math.acosh(max(lowest, wanted)) - math.acosh(wanted)) > most:
+    degree = min(15, max(1, round((9 if known.shape[-2] <= _SMALL else 4.5) / math.acosh(wanted)))) // 2 * 2 + 1
+    most = math.log(1e8 if known.dtype == torch.float64 else 100)
+    spread = math.acosh(max(lowest, wanted)) - math.acosh(wanted)
+    null = math.acosh(max(window.place(0.0), 1.0)) - math.acosh(max(window.place(window.wanted), 1.0))
+    most_null = math.log(0.01 / torch.finfo(known.dtype).eps) if known.shape[-1] else math.inf
+    while degree > 1 and (degree * spread > most or degree * null > most_null):
         degree -= 2
     return degree
 
@@ -316,24 +363,31 @@ def _done(operator: SymmetricOperator, pairs: Eigenpairs, tol: float) -> bool:
 
 
 def _fill(image: Tensor, basis: Tensor, scale: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Orthonormal block that spans ``image`` (already orthogonal to ``basis``), and the coefficients of image in it.
+    """Orthonormal block that spans what ``image`` adds to the basis, and the coefficients of that in it.
 
     Directions that image lacks, beside terms of size ``scale`` (the space is invariant, or nearly), are replaced by
     noise, with coefficient 0.
     """
-    q, present = orthonormalize(image)
+    rounding = _ROUNDING * torch.finfo(image.dtype).eps * image.norm(dim=-2, keepdim=True).clamp_min(scale)
+    image = _above(project_out(image, basis), rounding)
+    q, present = orthonormalize(image, basis)
     if not bool(present.all()):
         # directions too small beside the others to be told from rounding: once those are removed they can be
-        rest = project_out(image, torch.cat([basis, q], -1))
-        rest = rest * (rest.norm(dim=-2, keepdim=True) > 1e2 * torch.finfo(rest.dtype).eps * scale)
-        small, found = orthonormalize(rest)
+        small, found = orthonormalize(_above(project_out(image, q), rounding), basis, q)
         # found ones come last there, missing ones first here
         q, present = q + small.flip(-1) * ~present.unsqueeze(-2), present | found.flip(-1)
     if not bool(present.all()):
         noise = torch.randn(image.shape, dtype=image.dtype, device=image.device, generator=generator)
-        noise = project_out(noise * ~present.unsqueeze(-2), torch.cat([basis, q], -1))
-        q, _ = orthonormalize(q + noise)
-    return q, q.mT @ image
+        noise, _ = orthonormalize(noise, basis, q)
+        missing = ((~present).cumsum(-1) - 1).clamp_min(0).unsqueeze(-2).expand_as(noise)
+        q = torch.where(present.unsqueeze(-2), q, noise.flip(-1).gather(-1, missing))
+    return q, product(q.mT, image)
+
+
+def _above(block: Tensor, least: Tensor) -> Tensor:
+    """The columns of at least these norms; zeros in the place of the others."""
+    kept: Tensor = block * (block.norm(dim=-2, keepdim=True) > least)
+    return kept
 
 
 def _blocks_to_wait(history: list[tuple[int, float]], target: float, most: int) -> int:

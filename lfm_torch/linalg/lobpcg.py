@@ -14,10 +14,12 @@ from torch import Tensor
 from lfm_torch.linalg.chebyshev import chebyshev_filter, lanczos_upper_bound
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, residual_norms
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
+from lfm_torch.ops.full_precision import product
 from lfm_torch.ops.krylov import batched_eigh
 
 _MAX_ITERATIONS = 100
 _FILTER_DEGREE = 8
+_RANDOM = 4
 
 
 def lobpcg(
@@ -56,8 +58,7 @@ def lobpcg(
         # soft locking: converged pairs stay in the trial space but get no new direction; guards always do
         active = torch.cat([open_, open_.new_ones(size - n_pairs)]).nonzero().flatten()
         correction = _filtered(operator, x[..., active], theta, high)
-        trial = project_out(project_out(torch.cat([correction, direction], -1), known), x)
-        trial, present = orthonormalize(trial)
+        trial, present = orthonormalize(torch.cat([correction, direction], -1), known, x)
         x, direction, theta, norms = _update(operator, x, trial, present, active)
     return _result(theta, x, norms, n_pairs, limit, high)
 
@@ -74,7 +75,8 @@ def _initial_block(
     shape = (*operator.shape[:-1], size)
     x = torch.randn(shape, dtype=known.dtype, device=known.device, generator=generator)
     if start is not None:
-        given = min(size, start.shape[-1])
+        # the last columns stay random: what the start lacks would otherwise never be found
+        given = min(max(size - _RANDOM, 0), start.shape[-1])
         x[..., :given] = start[..., :given]
     x, present = orthonormalize(project_out(x, known))
     if not bool(present.all()):  # a start that repeats a direction or a known eigenvector: fill up with noise
@@ -92,10 +94,10 @@ def _filtered(operator: SymmetricOperator, x: Tensor, theta: Tensor, high: float
 
 def _rayleigh_ritz(operator: SymmetricOperator, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     image = operator.apply(x)
-    theta, rotation = batched_eigh(_symmetric(x.mT @ image).double())
+    theta, rotation = batched_eigh(_symmetric(product(x.mT, image)).double())
     theta, rotation = theta.to(x.dtype), rotation.to(x.dtype)
-    x = x @ rotation
-    return x, theta, (image @ rotation - x * theta.unsqueeze(-2)).norm(dim=-2)
+    x = product(x, rotation)
+    return x, theta, (product(image, rotation) - x * theta.unsqueeze(-2)).norm(dim=-2)
 
 
 def _update(
@@ -104,14 +106,14 @@ def _update(
     """Rayleigh-Ritz over [x, trial]; returns the new block, its conjugate directions, values and residual norms."""
     size = x.shape[-1]
     space = torch.cat([x, trial], -1)
-    projected = _symmetric(space.mT @ operator.apply(space)).double()
+    projected = _symmetric(product(space.mT, operator.apply(space))).double()
     # a zero column would be a Ritz value 0, the smallest of all: push it to the other end
     missing = torch.cat([torch.zeros_like(present[..., :1]).expand(*present.shape[:-1], size), ~present], -1)
     projected = projected + torch.diag_embed(missing.double() * 4 * operator.upper_bound)
     theta, rotation = batched_eigh(projected)
     rotation = rotation[..., :size].to(x.dtype)
-    direction = trial @ rotation[..., size:, :][..., active]
-    x = space @ rotation
+    direction = product(trial, rotation[..., size:, :][..., active])
+    x = product(space, rotation)
     theta = theta[..., :size].to(x.dtype)
     return x, direction, theta, residual_norms(operator, theta, x)
 

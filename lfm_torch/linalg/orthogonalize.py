@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lfm_torch.ops.full_precision import minus_product, product
+
 
 def project_once(block: Tensor, basis: Tensor) -> Tensor:
     """Remove the components along the orthonormal (or zero) columns of ``basis [..., n, p]``, up to rounding."""
-    coefficients = basis.mT @ block
-    if block.dim() == 2:  # in one pass: what costs in a long thin block is memory
-        return torch.addmm(block, basis, coefficients, alpha=-1)
-    flat = (t.reshape(-1, *t.shape[-2:]) for t in (block, basis, coefficients))
-    return torch.baddbmm(*flat, alpha=-1).view(block.shape)
+    return minus_product(block, basis, product(basis.mT, block))
 
 
 def project_out(block: Tensor, basis: Tensor) -> Tensor:
@@ -20,24 +18,32 @@ def project_out(block: Tensor, basis: Tensor) -> Tensor:
     return project_once(project_once(block, basis), basis)
 
 
-def orthonormalize(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis of the span of ``block [..., n, k]`` by SVQB (Stathopoulos & Wu 2002).
+def orthonormalize(block: Tensor, *bases: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal basis of what ``block [..., n, k]`` adds to the bases, by SVQB (Stathopoulos & Wu 2002).
 
-    The scaled Gram matrix is diagonalised in float64, so that no factorisation can fail. Where the block is rank
-    deficient the spare columns come back as zeros.
+    The scaled Gram matrix is diagonalised in float64. What lies along the bases is removed before the columns are
+    scaled and after: rounding that was small beside the columns may be all that the small ones consist of. Where the
+    block is rank deficient the spare columns come back as zeros.
+
+    Args:
+        block: ``[..., n, k]``, finite.
+        bases: Orthonormal (or zero) columns ``[..., n, p]``, orthogonal to each other.
 
     Returns:
         ``q [..., n, k]`` and ``present [..., k]`` bool, False for the zero columns.
     """
     present = torch.ones(block.shape[:-2] + block.shape[-1:], dtype=torch.bool, device=block.device)
     for sweep in range(2):
-        gram = (block.mT @ block).double()
+        for basis in bases:
+            block = project_once(block, basis)
+        gram = product(block.mT, block).double()
         norms = gram.diagonal(dim1=-2, dim2=-1)
-        scale = torch.where(norms > 0, norms, 1.0).rsqrt() * (norms > 0)
+        # the columns of the second sweep are unit vectors, or lie along the bases after all
+        scale = torch.where(norms > 0, norms, 1.0).rsqrt() * (norms > 0) if sweep == 0 else torch.ones_like(norms)
         evals, evecs = torch.linalg.eigh(scale.unsqueeze(-1) * gram * scale.unsqueeze(-2))
-        # below this a direction is rounding of the others; in the second sweep the columns are orthonormal already
-        floor = (block.shape[-1] * torch.finfo(block.dtype).eps * 4) if sweep == 0 else 0.5
+        # below this a direction is rounding of the others
+        floor = block.shape[-1] * torch.finfo(block.dtype).eps * 4 if sweep == 0 else 0.5
         present = evals > floor * evals.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         inverse_root = torch.where(present, evals, 1.0).rsqrt() * present
-        block = block @ (scale.unsqueeze(-1) * evecs * inverse_root.unsqueeze(-2)).to(block.dtype)
+        block = product(block, (scale.unsqueeze(-1) * evecs * inverse_root.unsqueeze(-2)).to(block.dtype))
     return block, present

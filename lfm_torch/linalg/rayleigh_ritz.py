@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lfm_torch.ops.full_precision import product
 from lfm_torch.ops.krylov import batched_eigh
 
 
@@ -18,7 +19,7 @@ def rayleigh_ritz(vectors: Tensor, image: Tensor, n_pairs: int) -> tuple[Tensor,
         ``theta [..., p]`` ascending, Ritz vectors and their images ``[..., n, p]``, p at most k. Where the span has
         fewer than p dimensions the last vectors are 0 and their values infinite.
     """
-    gram, projected = (vectors.mT @ vectors).double(), (vectors.mT @ image).double()
+    gram, projected = product(vectors.mT, vectors).double(), product(vectors.mT, image).double()
     norms = gram.diagonal(dim1=-2, dim2=-1)
     scale = torch.where(norms > 0, norms, 1.0).rsqrt() * (norms > 0)
     evals, evecs = batched_eigh(scale.unsqueeze(-1) * gram * scale.unsqueeze(-2))
@@ -32,4 +33,4 @@ def rayleigh_ritz(vectors: Tensor, image: Tensor, n_pairs: int) -> tuple[Tensor,
     theta, rotation = theta[..., :n_pairs], (transform @ rotation[..., :n_pairs]).to(vectors.dtype)
     found = torch.arange(theta.shape[-1], device=theta.device) < present.sum(-1, keepdim=True)
     theta = torch.where(found, theta, torch.inf).to(vectors.dtype)
-    return theta, vectors @ rotation, image @ rotation
+    return theta, product(vectors, rotation), product(image, rotation)

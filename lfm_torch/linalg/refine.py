@@ -11,9 +11,12 @@ from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_once, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
+from lfm_torch.ops.full_precision import product
 
 _ROUNDS = 4
 _DIRECTIONS = 16
+# random columns beside the given ones: a low eigenvector that those lack shows in what the filter leaves of these
+_PROBES = 2
 # how far a filter brings down the bulk of the spectrum against the last pair, as a power of e, for a tolerance of 1e-5
 _DAMPING = 8.0
 
@@ -26,6 +29,7 @@ def refine(
     known: Tensor,
     start: Tensor,
     window: Window,
+    generator: torch.Generator | None = None,
 ) -> Eigenpairs:
     """Improve approximate eigenvectors ``start [..., n, p]``, p at least ``n_pairs``, until the residuals are ``tol``.
 
@@ -39,13 +43,18 @@ def refine(
     """
     target = tol * operator.upper_bound / 2
     size, degrees = start.shape[-1], _degrees(window, _DAMPING + math.log(1e-5 / tol))
-    filtered = _filter(operator, project_once(start, known), degrees, window)
+    probes = torch.randn(*start.shape[:-1], _PROBES, dtype=start.dtype, device=start.device, generator=generator)
+    probes = probes / probes.norm(dim=-2, keepdim=True)
+    filtered = _filter(operator, project_once(torch.cat([start, probes], -1), known), degrees, window)
     filtered = project_once(filtered, known)
-    theta, x, image = rayleigh_ritz(filtered, operator.apply(filtered), size)
+    theta, x, image = rayleigh_ritz(filtered, operator.apply(filtered), filtered.shape[-1])
+    # a spectrum that reaches beyond the window: the filter has raised its upper end instead
+    outside = theta[..., -1:] > window.high
+    theta, x, image = theta[..., :size], x[..., :size], image[..., :size]
     iterations, worst = sum(degrees) + 1, math.inf
     for round_ in range(_ROUNDS + 1):
         rest = torch.addcmul(image, x, theta.unsqueeze(-2), value=-1)
-        residuals = torch.linalg.vector_norm(rest[..., :n_pairs], dim=-2)
+        residuals = torch.where(outside, torch.inf, torch.linalg.vector_norm(rest[..., :n_pairs], dim=-2))
         before, worst = worst, float(residuals.max())
         # not on the way to the tolerance in the rounds that are left
         hopeless = not worst < max(target, target * 8.0 ** (_ROUNDS - round_)) or worst > 0.7 * before
@@ -95,9 +104,8 @@ def _filter(operator: SymmetricOperator, block: Tensor, degrees: list[int], wind
 
 def _leading(rest: Tensor) -> Tensor:
     """The directions that hold most of the columns, orthonormal up to rounding (zero where there are none)."""
-    evals, evecs = torch.linalg.eigh((rest.mT @ rest).double())
+    evals, evecs = torch.linalg.eigh(product(rest.mT, rest).double())
     evals, evecs = evals[..., -_DIRECTIONS:], evecs[..., -_DIRECTIONS:]
     present = evals > 1e-10 * evals[..., -1:]
     inverse_root = torch.where(present, evals, 1.0).rsqrt() * present
-    directions: Tensor = rest @ (evecs * inverse_root.unsqueeze(-2)).to(rest.dtype)
-    return directions
+    return product(rest, (evecs * inverse_root.unsqueeze(-2)).to(rest.dtype))

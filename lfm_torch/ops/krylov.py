@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from lfm_torch.ops._registry import Operator, register
+from lfm_torch.ops.full_precision import minus_product, product
 
 BLOCK = 16
 # a column that loses this much to the panels is projected once more; terms of the image count for so much
@@ -49,25 +51,26 @@ def orthonormalize_block_reference(
     coefficients = torch.zeros(block.shape[0], basis.shape[-1], BLOCK, dtype=torch.float64, device=block.device)
     if panels.shape[1] > _NEAR:  # an image of the last panel lies mostly in the last two
         near = basis[..., -_NEAR * BLOCK :]
-        coefficients[:, -_NEAR * BLOCK :] = near.mT @ q
-        q = q - near @ coefficients[:, -_NEAR * BLOCK :].to(q)
+        found = product(near.mT, q)
+        q, coefficients[:, -_NEAR * BLOCK :] = minus_product(q, near, found), found.double()
     before = q.norm(dim=-2)
     again = torch.ones_like(before, dtype=torch.bool)
     for _ in range(2):
-        found = (basis.mT @ q) * again.any(-1)[:, None, None]
-        q, coefficients = q - basis @ found, coefficients + found
+        found = product(basis.mT, q) * again.any(-1)[:, None, None]
+        q, coefficients = minus_product(q, basis, found), coefficients + found
         again = q.norm(dim=-2) < _KEPT * before.clamp_min(_TERMS * scale)
     identity = torch.eye(BLOCK, dtype=torch.float64, device=block.device)
     coupling = identity.repeat(block.shape[0], 1, 1)
     sound = torch.ones(block.shape[0], dtype=torch.bool, device=block.device)
     for _ in range(2):
-        gram = (q.mT @ q).double()
+        gram = product(q.mT, q).double()
         norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
         inverse = torch.where(norms > 0, norms, 1.0).reciprocal()
         factor, info = torch.linalg.cholesky_ex(inverse.unsqueeze(-1) * gram * inverse.unsqueeze(-2), upper=True)
         sound = sound & (info == 0) & (factor.diagonal(dim1=-2, dim2=-1).amin(-1) > _INDEPENDENT) & (norms > 0).all(-1)
         factor = torch.where(sound[:, None, None], factor * norms.unsqueeze(-2), identity)
-        q, coupling = torch.linalg.solve_triangular(factor.to(q), q, upper=True, left=False), factor @ coupling
+        back = torch.linalg.solve_triangular(factor, identity, upper=True)
+        q, coupling = product(q, back.to(q)), factor @ coupling
     return q, coefficients, torch.where(sound[:, None, None], coupling, 0.0), sound
 
 
@@ -146,11 +149,16 @@ def batched_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues ``[..., p]`` and eigenvectors of symmetric ``matrices [..., p, p]``, not differentiable.
 
     Raises:
-        RuntimeError: values that are not finite.
+        LinAlgError: values that are not finite.
     """
     if matrices.dim() == 2:
         return _eigh(matrices)
-    evals, evecs = EIGH.compiled(matrices.flatten(0, -3))
+    try:
+        evals, evecs = EIGH.compiled(matrices.flatten(0, -3))
+    except RuntimeError as error:
+        if bool(matrices.isfinite().all()):
+            raise
+        raise LinAlgError(str(error)) from error
     return evals.view(matrices.shape[:-1]), evecs.view(matrices.shape)
 
 
