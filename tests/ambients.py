@@ -16,6 +16,8 @@ import torch
 import lfm_torch as lfm
 
 _entered = threading.local()
+# warnings are given at the line of the user, for whom the frames here are the library's
+__name__ = "lfm_torch.ambients"
 
 
 @contextmanager

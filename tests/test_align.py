@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +64,7 @@ def test_unrelated_spaces_are_no_alignment(d: int) -> None:
         x, y = planted(300, d, seed=seed)[0], planted(300, d, seed=seed + 10)[1]
         with pytest.warns(lfm.LFMWarning, match="no alignment found, no better than chance") as warned:
             alignment = lfm.align(x, y)
-        assert Path(warned[0].filename).parent == Path(__file__).parent  # a line of the user, not one of ours
+        assert warned[0].filename == __file__  # the line of the user, not one of ours
         assert not alignment.found
         assert "no alignment found" in repr(alignment)
         for name in ("fmap", "translator", "pairs", "idx_yx", "idx_xy"):
