@@ -453,5 +453,7 @@ def _directed_weights(distances: Tensor, indices: Tensor, weights: str) -> Tenso
         # never so small that the sum of the inverses overflows
         least = torch.finfo(distances.dtype).max ** -0.75
         floor = torch.where(last > 0, (1e-6 * last).clamp_min(least), 1.0)
-        return 1 / torch.maximum(distances, floor)
+        # by way of a scale: the derivative of a quotient near 1 has no square that overflows
+        scale = torch.where(last > 0, last, 1.0).detach()
+        return scale / torch.maximum(distances, floor) / scale
     return distances

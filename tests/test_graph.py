@@ -249,6 +249,29 @@ def test_a_graph_does_not_depend_on_the_scale(dtype: torch.dtype, scale: float, 
         torch.testing.assert_close(found.weight.double() / scale, wanted.weight.double(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("weights", [name for name in WEIGHTS if name != "binary"])
+@pytest.mark.parametrize("metric", ["euclidean", "angular", "cosine"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
+def test_gradients_of_weights_do_not_depend_on_the_scale(scale: float, metric: Any, weights: Any) -> None:
+    """With duplicates: float32 against float64."""
+    x = torch.randn(20, 4)
+    x[1] = x[2] = x[0]
+    x *= scale
+    has_unit = metric == "euclidean" and weights in ("distance", "inverse_distance")
+    unit = (1 / scale if weights == "distance" else scale) if has_unit else 1.0
+
+    def gradient(points: torch.Tensor) -> torch.Tensor:
+        points = points.clone().requires_grad_()
+        weight = lfm.build_graph(points, n_neighbors=4, metric=metric, weights=weights).weight
+        (weight * unit * torch.linspace(0, 1, weight.numel(), dtype=weight.dtype)).sum().backward()
+        assert points.grad is not None
+        return points.grad.double() * scale
+
+    single, double = gradient(x), gradient(x.double())
+    largest = double.abs().max().clamp_min(1)
+    torch.testing.assert_close(single / largest, double / largest, rtol=1e-3, atol=1e-4)
+
+
 def test_points_that_nearly_coincide_have_finite_weights() -> None:
     x = torch.randn(60, 4)
     x[:20] *= 1e-38
