@@ -195,6 +195,7 @@ CALLS: dict[str, Callable[[SimpleNamespace], object]] = {
     "Laplacian.to_scipy": lambda g: g.laplacian.to_scipy().toarray(),
     "Laplacian.to_torch_csr": lambda g: g.laplacian.to_torch_csr().values(),
     "Laplacian.__matmul__": lambda g: g.laplacian @ g.f,
+    "Laplacian.unbatch": lambda g: [part.scalings for part in g.laplacian.unbatch()],
     "Monitor.step": _steps,
     "Translator.__call__": lambda g: g.translator(g.x),
     "Translator.inverse": lambda g: lfm.fit_translator(g.x[:, :5], g.y, kind="affine").inverse(),
@@ -270,6 +271,16 @@ def test_every_public_name_is_looked_at() -> None:
     )
 
 
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    """Modes are a thread's own, and the kernels have threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("several_threads")
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("ambient", AMBIENTS)
 def test_what_surrounds_a_call_changes_nothing(name: str, ambient: str) -> None:

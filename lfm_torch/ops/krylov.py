@@ -7,6 +7,7 @@ it is, and a row of it is what a processor works on at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -154,7 +155,9 @@ def batched_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     if matrices.dim() == 2:
         return _eigh(matrices)
     try:
-        evals, evecs = EIGH.compiled(matrices.flatten(0, -3))
+        # the kernel's threads are outside inference mode, and may not write to what is made inside
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            evals, evecs = EIGH.compiled(matrices.flatten(0, -3))
     except RuntimeError as error:
         if bool(matrices.isfinite().all()):
             raise
