@@ -38,7 +38,7 @@ def peer_similarity(x: np.ndarray, y: np.ndarray, k: int, m: int) -> dict[str, f
     return {
         "lfm_paper": 1 - (np.sum(gram**2) - np.sum(np.diag(gram) ** 2)) / np.sum(gram**2),
         "overlap": np.sum(c**2) / m,
-        "heat": heat_y @ c**2 @ heat_x / np.sqrt(np.sum(heat_x**2) * np.sum(heat_y**2)),
+        "heat_raw": heat_y @ c**2 @ heat_x / np.sqrt(np.sum(heat_x**2) * np.sum(heat_y**2)),
     }
 
 
@@ -48,7 +48,7 @@ def rows_of(n: int, d: int, k: int, m: int, repeats: int, device: str) -> Iterat
     y = x @ torch.randn(d, d, generator=generator) / d**0.5 + 0.5 * torch.randn(n, d, generator=generator)
     here = [points.to(device) for points in (x, y)]
 
-    ours = lfm.similarity(*here, measures=("lfm_paper", "overlap", "heat"), n_neighbors=k, n_basis=m)
+    ours = lfm.similarity(*here, measures=("lfm_paper", "overlap", "heat_raw"), n_neighbors=k, n_basis=m)
     peer = peer_similarity(x.numpy(), y.numpy(), k, m)
     for name, value in peer.items():
         assert abs(float(ours[name]) - value) < 2e-3, (name, float(ours[name]), value)

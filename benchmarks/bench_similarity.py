@@ -52,10 +52,13 @@ def one_pair(evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor)
     rest = C[1:, 1:]
     grams = (rest.mT @ rest, rest @ rest.mT)
     scores = [gram.diagonal().square().sum() / gram.square().sum() for gram in grams]
-    squares = C.square()
-    heat_x, heat_y = (-HEAT_TIME * evals_x).exp(), (-HEAT_TIME * evals_y).exp()
-    kernel = heat_y @ squares @ heat_x / (heat_x.square().sum() * heat_y.square().sum()).sqrt()
-    return [float((scores[0] + scores[1]) / 2), float(squares.sum() / len(C)), float(kernel)]
+    heat_x, heat_y = (
+        (-0.75 * HEAT_TIME * evals[1:] / evals[min(29, len(C) - 1)]).exp() for evals in (evals_x, evals_y)
+    )
+    share_x, share_y = (weights.sum() / (evecs_x.shape[1] - 1) ** 0.5 for weights in (heat_x, heat_y))
+    own = (heat_x.square().sum() - share_x**2) * (heat_y.square().sum() - share_y**2)
+    kernel = (heat_y @ rest.square() @ heat_x - share_x * share_y) / own.sqrt()
+    return [float((scores[0] + scores[1]) / 2), float(C.square().sum() / len(C)), float(kernel)]
 
 
 def in_tf32(evecs: Tensor, evals: Tensor, side: int) -> Tensor:
@@ -88,7 +91,7 @@ def all_pairs(count: int, n: int, m: int, repeats: int, device: str) -> Iterator
     whole, single = stacked(evecs[:first], evals[:first], 16), loop(evecs, evals, first)
     upper = torch.triu(torch.ones(first, first, dtype=torch.bool, device=device))
     assert torch.allclose(whole[:, upper], single[:, upper], atol=1e-5)
-    fmap = FunctionalMap(evecs[1] @ evecs[0].mT, evals[0], evals[1])
+    fmap = FunctionalMap(evecs[1] @ evecs[0].mT, evals[0], evals[1], n_samples=n)
     assert abs(float(lfm.heat_overlap(fmap)) - float(whole[2, 0, 1])) < 1e-5
 
     contenders: dict[str, Callable[[], Any]] = {

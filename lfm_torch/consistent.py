@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class ConsistentMaps:
         cycle_error: mean of ``|C_ki C_jk C_ij - P| / |P|`` of the given maps over the triangles i -> j -> k -> i, P the
             identity; None without a triangle.
         pair_error: mean of ``|C_ij - fmap(i, j)| / |C_ij|``: what the shared basis leaves out of the given maps.
+        n_samples: the largest of the given maps; None where one does not know.
     """
 
     latent: tuple[Tensor, ...]
@@ -31,6 +32,7 @@ class ConsistentMaps:
     spectrum: Tensor
     cycle_error: float | None
     pair_error: float
+    n_samples: int | None = None
 
     def __repr__(self) -> str:
         cycle = "no cycle" if self.cycle_error is None else f"cycle error {self.cycle_error:.3g}"
@@ -42,7 +44,8 @@ class ConsistentMaps:
     @outside_autocast
     def fmap(self, i: int, j: int) -> FunctionalMap:
         """The map from space i to space j through the shared basis, ``Y_j Y_i^+``: consistent along every cycle."""
-        return FunctionalMap(self.latent[j] @ torch.linalg.pinv(self.latent[i]), self.evals[i], self.evals[j])
+        C = self.latent[j] @ torch.linalg.pinv(self.latent[i])
+        return FunctionalMap(C, self.evals[i], self.evals[j], n_samples=self.n_samples)
 
 
 @outside_autocast
@@ -90,12 +93,15 @@ def consistent_maps(maps: Mapping[tuple[int, int], FunctionalMap], *, n_shared: 
     values, vectors = torch.linalg.eigh(matrix)
     shared = len(sizes) ** 0.5 * vectors[:, :r]
     latent = tuple(shared[a : a + m].to(first.dtype) for a, m in zip(starts, sizes, strict=True))
-    result = ConsistentMaps(latent, evals, values[:r].clamp_min(0).to(first.dtype), _cycle_error(maps), 0.0)
+    known = [fmap.n_samples for fmap in maps.values() if fmap.n_samples is not None]
+    n_samples = max(known) if len(known) == len(maps) else None
+    spectrum = values[:r].clamp_min(0).to(first.dtype)
+    result = ConsistentMaps(latent, evals, spectrum, _cycle_error(maps), 0.0, n_samples)
     gaps = [
         float((result.fmap(i, j).C - f.C).norm() / f.C.norm().clamp_min(torch.finfo(f.C.dtype).tiny))
         for (i, j), f in maps.items()
     ]
-    return ConsistentMaps(latent, evals, result.spectrum, result.cycle_error, sum(gaps) / len(gaps))
+    return replace(result, pair_error=sum(gaps) / len(gaps))
 
 
 def _spaces(maps: Mapping[tuple[int, int], FunctionalMap]) -> tuple[Tensor, ...]:

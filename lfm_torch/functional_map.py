@@ -30,6 +30,7 @@ class FunctionalMap:
         ridge: the ridge a solver added (0 for a map that was not solved for).
         iterations: conjugate gradient steps of the solver.
         residual: relative gradient norm it reached, the largest of a batch.
+        n_samples: of the two spaces, the larger number where they differ; None where unknown.
     """
 
     C: Tensor
@@ -38,6 +39,7 @@ class FunctionalMap:
     ridge: float = 0.0
     iterations: int = 0
     residual: float = 0.0
+    n_samples: int | None = None
 
     def __repr__(self) -> str:
         batch = f"batch={list(self.C.shape[:-2])}, " if self.C.dim() > 2 else ""
@@ -98,7 +100,8 @@ def paired_map(basis_x: Basis, basis_y: Basis) -> FunctionalMap:
             "solve for a functional map from descriptors"
         )
     basis_x, basis_y = at_least_single(basis_x), at_least_single(basis_y)
-    return FunctionalMap(matmul(basis_y.evecs.mT, basis_x.evecs), basis_x.evals, basis_y.evals)
+    C = matmul(basis_y.evecs.mT, basis_x.evecs)
+    return FunctionalMap(C, basis_x.evals, basis_y.evals, n_samples=basis_x.n)
 
 
 @outside_autocast
@@ -197,7 +200,8 @@ def functional_map(
             f"gradient steps, not below tol={tol:g}; a larger ridge or max_iterations helps",
         )
     C = attach_gradient(energy, solution, tol=tol, max_iterations=max_iterations)
-    return FunctionalMap(C, basis_x.evals, basis_y.evals, ridge, solution.iterations, residual)
+    n_samples = max(basis_x.n, basis_y.n)
+    return FunctionalMap(C, basis_x.evals, basis_y.evals, ridge, solution.iterations, residual, n_samples)
 
 
 @outside_autocast

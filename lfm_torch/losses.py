@@ -170,7 +170,7 @@ class LFMAlignmentLoss(_AlignmentLoss):
     def forward(
         self, x: ArrayLike, target: ArrayLike | Basis, descriptors: tuple[ArrayLike, ArrayLike] | None = None
     ) -> Tensor:
-        """Return the loss, a scalar in float32 or float64; in [0, 1] for a similarity of paired rows.
+        """Return the loss, a scalar in float32 or float64: 0 for equal spaces, about 1 for unrelated ones under "heat".
 
         Args:
             x: ``[n, d]``, any floating dtype; the work is done in float32 (float64 for float64), also under

@@ -67,9 +67,15 @@ class Measure:
 
 @dataclass(frozen=True)
 class MapMeasure(Measure):
-    """A measure read from functional maps: ``read(maps) -> [A, B]``."""
+    """A measure read from functional maps.
+
+    Attributes:
+        read: The value of every map, ``[A, B]``.
+        centered: Whether it leaves the constant function out, so that it needs two.
+    """
 
     read: Callable[[Maps], Tensor] = similarity.overlap
+    centered: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ _MAPS = (
         "of its own on the other; mean of both directions, without the constant pattern, which any two spaces share. "
         "About 0.5 where nothing corresponds.",
         (0, 1), 1, True, False, _GRAPH, _LFM + ", symmetric and without the constant function",
-        read=partial(similarity.lfm, symmetric=True, centered=True),
+        read=partial(similarity.lfm, symmetric=True, centered=True), centered=True,
     ),
     MapMeasure(
         "lfm_paper",
@@ -126,10 +132,19 @@ _MAPS = (
     MapMeasure(
         "heat",
         "heat overlap",
-        "The cosine between how heat spreads on the two neighbourhood graphs. It depends neither on the choice of "
-        "eigenvectors nor much on their number.",
+        "How alike heat spreads on the two neighbourhood graphs, slow wave patterns first: the cosine between their "
+        "diffusion kernels, corrected for chance and for the scale of each spectrum. 0 on average where nothing "
+        "corresponds, at any number of samples.",
+        (-1, 1), 1, True, False, _GRAPH, _OURS,
+        read=similarity.heat, centered=True,
+    ),
+    MapMeasure(
+        "heat_raw",
+        "heat overlap (plain)",
+        "The plain cosine between the diffusion kernels, with the constant pattern and no correction: 0.2 to 0.5 where "
+        "nothing corresponds, the more the fewer samples.",
         (0, 1), 1, True, False, _GRAPH, _OURS,
-        read=similarity.heat,
+        read=partial(similarity.heat, raw=True),
     ),
     MapMeasure(
         "orthogonality_error",
@@ -143,7 +158,7 @@ _MAPS = (
         "commutativity error",
         "By how much the frequencies of patterns differ that are carried to one another.",
         (0, 2), 0, True, False, _GRAPH, "Ovsjanikov et al. 2012",
-        read=partial(similarity.commutativity, centered=True),
+        read=partial(similarity.commutativity, centered=True), centered=True,
     ),
     MapMeasure(
         "spectral_distance",
@@ -266,6 +281,15 @@ POINT_MEASURES: dict[str, PointMeasure] = {measure.name: measure for measure in 
 MEASURES: dict[str, Measure] = {**MAP_MEASURES, **POINT_MEASURES}
 # what papers and other libraries call them; results bear the full name
 ALIASES = {"cka": "linear_cka", "cca": "mean_cca"}
+
+
+def below_chance(name: str, value: float, chance: float) -> str:
+    """Say what it means that a measure lies significantly below chance, and what to read instead."""
+    instead = "lfm" if name in ("lfm_paper", "lfm_unsquared") else "overlap" if name == "heat" else "heat"
+    return (
+        f"{name} is {value:.3f} where shuffled rows give {chance:.3f}, significantly on the wrong side of chance: it "
+        f"does not order these spaces, and says neither that they are alike nor that they are not; read {instead!r}"
+    )
 
 
 @outside_autocast

@@ -75,7 +75,7 @@ def shuffled_maps(evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Te
     size = max(1, _BLOCK_BYTES // (evecs_y.numel() * evecs_y.element_size()))
     # [m_y, P', n] against [n, m_x]: one product for all orders of a block
     C = torch.cat([(evecs_y[:, part] @ evecs_x.mT).transpose(0, 1) for part in torch.split(orders, size)])
-    return Maps(C.unsqueeze(2), evals_x.expand(1, 1, -1), evals_y.expand(len(orders), 1, -1))
+    return Maps(C.unsqueeze(2), evals_x.expand(1, 1, -1), evals_y.expand(len(orders), 1, -1), orders.shape[-1])
 
 
 def shuffled_scores(measure: PointMeasure, a: State, b: State, orders: Tensor) -> Tensor:

@@ -103,7 +103,8 @@ def projected_map(idx_yx: Tensor, basis_x: Basis, basis_y: Basis) -> FunctionalM
     pulled = basis_x.evecs.gather(-2, rows)
     # rows of eigenvectors scale with 1 / sqrt(n)
     scale = (basis_x.n / basis_y.n) ** 0.5
-    return FunctionalMap(scale * matmul(basis_y.evecs.mT, pulled), basis_x.evals, basis_y.evals)
+    C = scale * matmul(basis_y.evecs.mT, pulled)
+    return FunctionalMap(C, basis_x.evals, basis_y.evals, n_samples=max(basis_x.n, basis_y.n))
 
 
 @outside_autocast
@@ -143,7 +144,7 @@ def sinkhorn_map(
     basis_x, basis_y = at_least_single(basis_x.truncate(m_x)), at_least_single(basis_y.truncate(m_y))
     scale = (basis_x.n / basis_y.n) ** 0.5
     C = scale * matmul(basis_y.evecs.mT, matmul(plan, basis_x.evecs))
-    return FunctionalMap(C, basis_x.evals, basis_y.evals), plan
+    return FunctionalMap(C, basis_x.evals, basis_y.evals, n_samples=max(basis_x.n, basis_y.n)), plan
 
 
 def log_sinkhorn(scores: Tensor, iterations: int) -> Tensor:

@@ -15,6 +15,10 @@ from lfm_torch.laplacian import Laplacian
 from lfm_torch.ops import inner_products, map_energies
 
 HEAT_TIME = 2.0
+# Heat overlap brings both spectra to one scale, eigenvalue number 30 (or the last one) to 0.75, where it is for layers
+# of networks at default settings: with fewer neighbours per sample all eigenvalues are smaller, and that is no
+# difference between two spaces. Eigenvalues below the smallest scale are 0 up to rounding.
+_SCALED_NUMBER, _SCALED_VALUE, _SMALLEST_SCALE = 29, 0.75, 1e-3
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Energies:
 
     Attributes:
         carried: ``|C|_F^2``.
-        heat: ``sum exp(-t (a_i + b_j)) C_ji^2``.
+        heat: ``sum u_i v_j C_ji^2`` with the weights of :meth:`Maps.decays`.
         commutator: ``sum (b_j - a_i)^2 C_ji^2``.
         on_x: Squares on the diagonal of ``C^T C``, ``off_x`` the others.
         on_y: Squares on the diagonal of ``C C^T``, ``off_y`` the others.
@@ -48,12 +52,13 @@ class Maps:
         C: ``[A, m_y, B, m_x]``.
         evals_x: ``[A or 1, B, m_x]``.
         evals_y: ``[A, B or 1, m_y]``.
+        n_samples: Samples of the spaces, None where unknown.
     """
 
-    def __init__(self, C: Tensor, evals_x: Tensor, evals_y: Tensor) -> None:
-        self.C, self.evals_x, self.evals_y = C, evals_x, evals_y
-        self._taken: dict[tuple[int, float], Energies] = {}
-        self._decays: dict[float, tuple[Tensor, Tensor]] = {}
+    def __init__(self, C: Tensor, evals_x: Tensor, evals_y: Tensor, n_samples: int | None) -> None:
+        self.C, self.evals_x, self.evals_y, self.n_samples = C, evals_x, evals_y, n_samples
+        self._taken: dict[tuple[int, float, bool], Energies] = {}
+        self._decays: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
         self._swapped = False
 
     @classmethod
@@ -65,7 +70,7 @@ class Maps:
             evals.expand(*batch, m).reshape(-1, 1, m)
             for evals, m in ((fmap.evals_x, fmap.C.shape[-1]), (fmap.evals_y, fmap.C.shape[-2]))
         )
-        return cls(C.reshape(-1, C.shape[-2], 1, C.shape[-1]), evals_x, evals_y)
+        return cls(C.reshape(-1, C.shape[-2], 1, C.shape[-1]), evals_x, evals_y, fmap.n_samples)
 
     @classmethod
     def between(cls, evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor) -> Maps:
@@ -75,12 +80,12 @@ class Maps:
         """
         product = inner_products(evecs_y.flatten(0, 1), evecs_x.flatten(0, 1))
         C = product.view(*evecs_y.shape[:2], *evecs_x.shape[:2])
-        return cls(C, evals_x.unsqueeze(0), evals_y.unsqueeze(1))
+        return cls(C, evals_x.unsqueeze(0), evals_y.unsqueeze(1), evecs_x.shape[-1])
 
     @property
     def swapped(self) -> Maps:
         """The adjoint maps, from y to x; readings keep the order ``[A, B]``."""
-        other = Maps(self.C, self.evals_x, self.evals_y)
+        other = Maps(self.C, self.evals_x, self.evals_y, self.n_samples)
         other._taken, other._decays, other._swapped = self._taken, self._decays, not self._swapped
         return other
 
@@ -89,28 +94,40 @@ class Maps:
         """Numbers of functions ``(m_x, m_y)``."""
         return self.C.shape[3], self.C.shape[1]
 
-    def decays(self, time: float) -> tuple[Tensor, Tensor]:
-        """Return ``exp(-t a)`` of x and ``exp(-t b)`` of y."""
-        if time not in self._decays:
-            self._decays[time] = _decays(self.evals_x, time), _decays(self.evals_y, time)
-        return self._decays[time]
+    def decays(self, time: float, *, raw: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the weights of the functions of x and of y in :func:`heat_overlap`."""
+        if (time, raw) not in self._decays:
+            self._decays[time, raw] = _decays(self.evals_x, time, raw), _decays(self.evals_y, time, raw)
+        return self._decays[time, raw]
 
-    def energies(self, *, skip: int = 0, time: float = HEAT_TIME) -> Energies:
+    def energies(self, *, skip: int = 0, time: float = HEAT_TIME, raw: bool = False) -> Energies:
         """Return the sums; the Gram matrices leave out the first ``skip`` functions of both spaces."""
-        if (skip, time) not in self._taken:
-            sums = map_energies(self.C, self.evals_x, self.evals_y, *self.decays(time), skip)
-            self._taken[skip, time] = Energies(*sums.unbind(-1))
-        e = self._taken[skip, time]
+        key = skip, time, raw
+        if key not in self._taken:
+            sums = map_energies(self.C, self.evals_x, self.evals_y, *self.decays(time, raw=raw), skip)
+            self._taken[key] = Energies(*sums.unbind(-1))
+        e = self._taken[key]
         return replace(e, on_x=e.on_y, off_x=e.off_y, on_y=e.on_x, off_y=e.off_x) if self._swapped else e
 
-    def totals(self, *, time: float = HEAT_TIME) -> Energies:
+    def totals(self, *, time: float = HEAT_TIME, raw: bool = False) -> Energies:
         """Return the sums for a reading that needs no Gram matrix: those of any ``skip`` that were taken already."""
-        taken = next((skip for skip, at in self._taken if at == time), 1)
-        return self.energies(skip=taken, time=time)
+        taken = next((skip for skip, *kernel in self._taken if kernel == [time, raw]), 1)
+        return self.energies(skip=taken, time=time, raw=raw)
 
 
-def _decays(evals: Tensor, time: float) -> Tensor:
-    exponents = -time * evals
+def _decays(evals: Tensor, time: float, raw: bool) -> Tensor:
+    if raw:
+        return _exp(-time * evals)
+    number = min(_SCALED_NUMBER, evals.shape[-1] - 1)
+    scale = evals[..., number : number + 1].clamp_min(_SMALLEST_SCALE)
+    # relative to the slowest function beside the constant: a common factor cancels, and no time makes all weights 0
+    slowest = evals[..., :2][..., -1:]
+    weights = _exp(-time * _SCALED_VALUE * ((evals - slowest) / scale))
+    # the constant function does not count
+    return torch.nn.functional.pad(weights[..., 1:], (1, 0))
+
+
+def _exp(exponents: Tensor) -> Tensor:
     if exponents.is_cuda or not exponents.numel():
         return exponents.exp()
     # space by space: an exponential may be rounded otherwise at the end of an array than within it
@@ -153,12 +170,21 @@ def overlap(maps: Maps) -> Tensor:
     return _checks.within(maps.totals().carried / min(maps.sizes), 0, 1)
 
 
-def heat(maps: Maps, *, time: float = HEAT_TIME) -> Tensor:
+def heat(maps: Maps, *, time: float = HEAT_TIME, raw: bool = False) -> Tensor:
     """Read :func:`heat_overlap` from maps."""
     if not 0 <= time < math.inf:
         raise ValueError(f"time must be finite and not negative, got {time}")
-    own_x, own_y = (decays.square().sum(-1) for decays in maps.decays(time))
-    return _checks.within(maps.totals(time=time).heat / (own_x * own_y).sqrt(), 0, 1)
+    if not raw:
+        _check_rest(maps)
+    weights = maps.decays(time, raw=raw)
+    shared = maps.totals(time=time, raw=raw).heat
+    own_x, own_y = (w.square().sum(-1) for w in weights)
+    if maps.n_samples is not None and not raw:
+        # in the space of all functions but the constant, what lies along the identity
+        trace_x, trace_y = (w.sum(-1) / (maps.n_samples - 1) ** 0.5 for w in weights)
+        shared = shared - trace_x * trace_y
+        own_x, own_y = own_x - trace_x.square(), own_y - trace_y.square()
+    return _checks.within(shared / (own_x * own_y).sqrt(), 0 if raw else -1, 1)
 
 
 def orthogonality(maps: Maps) -> Tensor:
@@ -238,23 +264,44 @@ def subspace_overlap(fmap: FunctionalMap) -> Tensor:
 
 
 @outside_autocast
-def heat_overlap(fmap: FunctionalMap, *, time: float = HEAT_TIME) -> Tensor:
-    r"""Cosine between the two diffusion kernels ``exp(-t L_x)`` and ``exp(-t L_y)``, cut to the bases.
+def heat_overlap(fmap: FunctionalMap, *, time: float = HEAT_TIME, raw: bool = False) -> Tensor:
+    r"""How alike heat spreads on two graphs: cosine between their diffusion kernels, corrected for chance.
 
-    ``sum_ij exp(-t (a_i + b_j)) C_ji^2 / sqrt(sum_i exp(-2 t a_i) sum_j exp(-2 t b_j))`` with eigenvalues a of x and b
-    of y. Symmetric, in [0, 1], free of the choice of basis, and nearly free of where the spectrum is cut.
+    With eigenvalues a of x and b of y, weights ``u_i = exp(-t 3/4 a_i / a_30)``, likewise v (the eigenvalue number 30,
+    or the last one, scales each spectrum), traces ``T_x = sum_i u_i``, and all sums without the constant functions
+    i = 1 and j = 1,
+
+        (sum_ij u_i v_j C_ji^2 - T_x T_y / (n - 1)) / sqrt((sum_i u_i^2 - T_x^2 / (n - 1)) (sum_j v_j^2 - ...)).
+
+    That is the cosine between ``K - tr(K) / (n - 1) I`` of both graphs, K the diffusion kernel on the n - 1 functions
+    beside the constant. Two kernels have the constant in common whatever the graphs, and on average as much of the
+    identity as their traces say: without both, spaces that have nothing to do with each other come to 0 on average, at
+    any number of samples and eigenvectors, and equal ones to 1. The scale makes values of other numbers of neighbours,
+    or of their share in the samples, comparable. Symmetric, and free of the choice of basis inside repeated eigenvalues
+    and, but for the constant, inside the null space of a graph in several parts.
 
     Args:
-        fmap: A functional map.
-        time: Diffusion time t; 0 gives the subspace overlap of equally large bases.
+        fmap: A functional map; with ``n_samples`` None (a map made by hand) the terms in n are left out, and the value
+            of unrelated spaces is about ``m / n``.
+        time: Diffusion time t; at 0 all functions count alike.
+        raw: Take the plain cosine between ``exp(-t L_x)`` and ``exp(-t L_y)``, cut to the bases, instead, the measure
+            "heat_raw": ``sum_ij exp(-t (a_i + b_j)) C_ji^2 / sqrt(sum_i exp(-2 t a_i) sum_j exp(-2 t b_j))``. Unrelated
+            spaces have .1 to .5, the more the fewer samples.
 
     Returns:
-        ``[...]``.
+        ``[...]`` in [-1, 1]; with ``raw`` in [0, 1].
 
     Raises:
-        ValueError: a time that is negative or not finite.
+        ValueError: a time that is negative or not finite, a basis of a single function (but for ``raw``).
+
+    Example:
+        >>> import torch, lfm_torch as lfm
+        >>> x, y = (torch.randn(400, 16, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+        >>> fmap = lfm.paired_map(*(lfm.spectral_basis(lfm.build_graph(p)) for p in (x, y)))
+        >>> bool(lfm.heat_overlap(fmap).abs() < 0.02), bool(lfm.heat_overlap(fmap, raw=True) > 0.3)
+        (True, True)
     """
-    return _per_map(fmap, heat(Maps.of(fmap), time=time))
+    return _per_map(fmap, heat(Maps.of(fmap), time=time, raw=raw))
 
 
 @outside_autocast
@@ -268,10 +315,11 @@ def heat_overlap_probes(
 ) -> Tensor:
     """Heat overlap without any eigenvector: cosine between ``exp(-t L) - exp(-t) I`` of both graphs, by random probes.
 
-    ``<U, V> / (|U| |V|)`` with ``U = exp(-t L_x) Z - exp(-t) Z``, likewise V, for random signs ``Z [n, p]``. Most
-    eigenvalues lie around 1, the mean of all of them; without the subtraction they make any two kernels alike at small
-    times. The whole spectrum counts, so the values are not those of :func:`heat_overlap`, and chance is another one.
-    The error falls as ``1 / sqrt(n p)``. Differentiable in the edge weights of both graphs through the products alone.
+    ``<U, V> / (|U| |V|)`` with ``U = exp(-t L_x) Z - exp(-t) Z`` without its part along the constant ``D^{1/2} 1``,
+    likewise V, for random signs ``Z [n, p]``. Most eigenvalues lie around 1, the mean of all of them; without the
+    subtraction they make any two kernels alike at small times, and with the constant unrelated ones come to .2 to .6
+    instead of 0. The whole spectrum counts, and its scale, so the values are not those of :func:`heat_overlap`. The
+    error falls as ``1 / sqrt(n p)``. Differentiable in the edge weights of both graphs through the products alone.
 
     Args:
         laplacian_x: Symmetric normalised Laplacian of x, ``[..., n, n]``.
@@ -308,9 +356,17 @@ def heat_overlap_probes(
     generator = generator or torch.Generator().manual_seed(0)
     size = (*laplacian_x.shape[:-1], n_probes)
     signs = (2 * torch.randint(0, 2, size, generator=generator, device=generator.device) - 1).to(weight)
-    U, V = (laplacian.heat(signs, time=time) - math.exp(-time) * signs for laplacian in (laplacian_x, laplacian_y))
+    U, V = (_spread(laplacian, signs, time) for laplacian in (laplacian_x, laplacian_y))
     shared = (U * V).sum((-2, -1))
-    return shared / (U.square().sum((-2, -1)) * V.square().sum((-2, -1))).sqrt()
+    return _checks.within(shared / (U.square().sum((-2, -1)) * V.square().sum((-2, -1))).sqrt(), -1, 1)
+
+
+def _spread(laplacian: Laplacian, signs: Tensor, time: float) -> Tensor:
+    """``exp(-t L) Z - exp(-t) Z`` without its part along the constant, where it is ``1 - exp(-t)`` times that of Z."""
+    degrees = laplacian.graph.degree
+    constant = (_root(degrees) / degrees.sum(-1, keepdim=True).sqrt()).unsqueeze(-1)
+    along = constant * (constant * signs).sum(-2, keepdim=True)
+    return laplacian.heat(signs, time=time) - math.exp(-time) * signs + math.expm1(-time) * along
 
 
 @outside_autocast

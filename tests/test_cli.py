@@ -135,7 +135,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(
 
 @needs(*CLI)
 def test_a_single_eigenvector_makes_a_report(place: Path) -> None:
-    assert main([*COMPARE, "--quiet", "--n-basis", "1", "--measures", "overlap", "heat"]) == 0
+    assert main([*COMPARE, "--quiet", "--n-basis", "1", "--measures", "overlap", "heat_raw"]) == 0
     assert (place / "lfm-report" / "report.html").exists()
 
 

@@ -69,7 +69,7 @@ def test_readings_as_defined() -> None:
         both = (1 - off(gram) ** 2 + 1 - off(other) ** 2) / 2
         assert float(lfm.lfm_similarity(fmap, symmetric=True)[index]) == pytest.approx(both)
         assert float(lfm.subspace_overlap(fmap)[index]) == pytest.approx((m**2).sum() / 5)
-        assert float(lfm.heat_overlap(fmap, time=1.5)[index]) == pytest.approx(heat)
+        assert float(lfm.heat_overlap(fmap, time=1.5, raw=True)[index]) == pytest.approx(heat)
 
 
 def test_overlap_and_heat_do_not_depend_on_the_basis() -> None:
@@ -85,7 +85,9 @@ def test_overlap_and_heat_do_not_depend_on_the_basis() -> None:
 
 def test_heat_of_time_zero_is_the_overlap() -> None:
     fmap = map_of(orthogonal(9)[:4, :4])
-    torch.testing.assert_close(lfm.heat_overlap(fmap, time=0.0), lfm.subspace_overlap(fmap))
+    torch.testing.assert_close(lfm.heat_overlap(fmap, time=0.0, raw=True), lfm.subspace_overlap(fmap))
+    rest = lfm.FunctionalMap(fmap.C[1:, 1:], fmap.evals_x[1:], fmap.evals_y[1:])
+    torch.testing.assert_close(lfm.heat_overlap(fmap, time=0.0), lfm.subspace_overlap(rest))
     for time in (-1, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"time must be finite and not negative, got {time}"):
             lfm.heat_overlap(fmap, time=time)

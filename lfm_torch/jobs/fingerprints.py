@@ -24,8 +24,9 @@ _CHUNK = 2**22
 # the modules whose code decides the numbers; a change in a report must not throw away a day of work
 _NUMERICS = (
     "neighbors.py", "graph.py", "laplacian.py", "basis.py", "functional_map.py", "similarity.py", "pipeline.py",
-    "representation.py", "_probe.py", "_gathering.py", "_files.py", "jobs/bases.py", "jobs/blocks.py", "jobs/pieces.py",
-    "jobs/tasks.py", "_nonfinite.py", "measures.py", "pairs.py", "linalg/*.py", "ops/*.py", "baselines/*.py", "*.so",
+    "representation.py", "_probe.py", "_gathering.py", "_files.py", "_checks.py", "_precision.py", "jobs/bases.py",
+    "jobs/blocks.py", "jobs/pieces.py", "jobs/tasks.py", "_nonfinite.py", "measures.py", "pairs.py", "linalg/*.py",
+    "ops/*.py", "baselines/*.py", "*.so",
 )  # fmt: skip
 
 

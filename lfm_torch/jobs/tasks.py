@@ -63,8 +63,10 @@ class Settings:
             _checks.check_enough("representations", n)
             n_basis = self.basis_of(n)
             _checks.check_range("n_basis", n_basis, 1, n - 1, f"less than the {n} samples")
-            if "lfm" in self.measures and n_basis < 2:
-                raise ValueError("n_basis must be at least 2 for 'lfm', which leaves the constant function out, got 1")
+            centered = [name for name in self.map_measures if MAP_MEASURES[name].centered]
+            if centered and n_basis < 2:
+                left_out = f"{centered[0]!r}, which leaves the constant function out"
+                raise ValueError(f"n_basis must be at least 2 for {left_out}, got {n_basis}")
             if self.n_neighbors is not None:
                 _checks.check_range("n_neighbors", self.n_neighbors, 1, n - 1, f"there are {n} samples")
 

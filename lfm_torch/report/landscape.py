@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 # cosines between operators on the samples (diffusion, projection, Gram): the chord 2 - 2 s is a squared distance
-_COSINES = ("heat", "overlap", "linear_cka", "rbf_cka")
+_COSINES = ("heat", "overlap", "heat_raw", "linear_cka", "rbf_cka")
 _NEIGHBORS = 5
 # robust z-score above which a model stands apart (Iglewicz & Hoaglin 1993)
 _OUTLYING = 3.5

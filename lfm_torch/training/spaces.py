@@ -23,7 +23,7 @@ from lfm_torch.similarity import Maps, heat_overlap
 # at most 2e-4, and where a layer moved little a warm start is there after one filter instead of six.
 _TOL = 1e-3
 # A warm start fails, and costs more than it saves, where a layer moved much: one that moved by more than this between
-# the last two measurements (heat overlap) is started anew.
+# the last two measurements (plain heat overlap) is started anew.
 _NEAR = 0.96
 
 
@@ -65,7 +65,7 @@ class SpaceSettings:
                 tol=_TOL,
                 warm_start=last if warm_start is not None and warm_start.stayed >= _NEAR else None,
             )
-            stayed = 0.0 if last is None else float(heat_overlap(paired_map(last, basis)))
+            stayed = 0.0 if last is None else float(heat_overlap(paired_map(last, basis), raw=True))
         return Space(basis, x if self.point_measures else None, stayed)
 
     def compare(self, reference: Space, now: Space) -> dict[str, float]:
