@@ -110,7 +110,8 @@ def compare(
 
     Warns:
         LFMWarning: something could not be compared; samples were left out; something is to be said of a representation
-            (rows of zeros, an offset), which its item holds as ``notes`` and the report lists.
+            (rows of zeros, an offset), which its item holds as ``notes`` and the report lists; a measure lies on the wrong
+            side of chance (:meth:`Comparison.below_chance`).
 
     Example:
         >>> import torch
@@ -150,6 +151,8 @@ def compare(
     if noted := [item for item in result.items if item.notes]:
         first = f"{noted[0].checkpoint}, layer {noted[0].layer}: {'; '.join(noted[0].notes)}"
         warn(f"compare: notes on {len(noted)} of {len(result.items)} representations, the first: {first}")
+    for sentence in result.below_chance().values():
+        warn(f"compare: {sentence}")
     return result
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch.checkpoint_files import Checkpoint
-from lfm_torch.measures import MEASURES, full_name
+from lfm_torch.measures import MEASURES, below_chance, full_name
 
 if TYPE_CHECKING:
     import pandas
@@ -280,6 +280,27 @@ class Comparison:
         stderr = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
         means = same / decisions, other / decisions
         return LayerMatching(right / decisions, 1 / len(self.layers), decisions, *means, stderr)
+
+    def below_chance(self) -> dict[str, str]:
+        """Say of each measure that lies on the wrong side of chance what that means, ``{measure: sentence}``.
+
+        It is one whose mean over the same layers of different checkpoints (over different layers, where there is one
+        checkpoint) is farther than shuffled rows by three of their standard deviations and by 5% of the way to the
+        value of equals. Pairs have chance levels of their own, and differ a little from that of an item to itself.
+        """
+        found = {}
+        for name in self.measures:
+            if name not in MEASURES or not self.chance_std.get(name, math.nan) > 0:
+                continue
+            several = len(self.checkpoints) > 1
+            values = (self.between_checkpoints(name) if several else self.between_layers(name)).double()
+            values = values[~torch.eye(len(values), dtype=torch.bool)]
+            mean, chance = float(values.nanmean()), float(self.chance[name].mean())
+            closest = MEASURES[name].closest
+            farther = mean - chance if MEASURES[name].is_distance else chance - mean
+            if farther > max(3 * self.chance_std[name], 0.05 * abs(closest - chance)):
+                found[name] = below_chance(name, mean, chance)
+        return found
 
     def trajectories(self, measure: str) -> list[Trajectory]:
         """Return for each run the similarity of its checkpoints to its last one, layer by layer.

@@ -15,11 +15,19 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._nonfinite import Nonfinite
 from lfm_torch._precision import outside_autocast
-from lfm_torch._warnings import collecting, said_once
+from lfm_torch._warnings import collecting, note, said_once
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import default_n_basis
 from lfm_torch.functional_map import paired_map
-from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, MEASURES, POINT_MEASURES, Measure, check_measures
+from lfm_torch.measures import (
+    DEFAULT_MEASURES,
+    MAP_MEASURES,
+    MEASURES,
+    POINT_MEASURES,
+    Measure,
+    below_chance,
+    check_measures,
+)
 from lfm_torch.neighbors import default_n_neighbors
 from lfm_torch.pairs import shuffled_maps, shuffled_scores
 from lfm_torch.pipeline import bases_of_pair, check_pair, similarity, states_of_pair
@@ -27,6 +35,8 @@ from lfm_torch.similarity import Maps
 
 # halves of so many entries of n x n arrays are taken at once
 _HALVES_ENTRIES = 2**25
+# standard deviations below chance that are no accident, given enough shuffles to know one
+_SIGNIFICANT, _FEWEST_SHUFFLES = 3.0, 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class Significance:
         chance: Its mean with shuffled rows, NaN where it does not depend on which row belongs to which.
         chance_std: Its standard deviation with shuffled rows.
         z: By how many of those it is closer than chance.
-        p: Probability of a value as close by chance, ``(1 + #{null as close}) / (1 + permutations)``.
+        p: Probability of a value as close by chance, ``(1 + #{null as close}) / (1 + permutations)``. It is one-sided:
+            near 1 it is no sign of unrelated spaces where the value is :attr:`below_chance`.
         stderr: Standard error over samples.
         low: Lower end of the interval at ``level``, inside the range of the measure.
         high: Upper end.
@@ -60,6 +71,11 @@ class Significance:
     level: float
     n_permutations: int
     n_splits: int
+
+    @property
+    def below_chance(self) -> bool:
+        """Whether shuffled rows are significantly closer: then the measure does not order these spaces."""
+        return self.n_permutations >= _FEWEST_SHUFFLES and self.z < -_SIGNIFICANT and self.p > 0.95
 
     def __str__(self) -> str:
         chance = f"chance {self.chance:.3f} ± {self.chance_std:.3f}, z = {self.z:.1f}, p = {self.p:.2g}"
@@ -114,6 +130,9 @@ def significance(
         >>> found["heat"].z > 10, found["heat"].chance < found["heat"].low <= found["heat"].value
         (True, True)
 
+    Warns:
+        LFMWarning: a value lies significantly below chance, as that of "lfm_paper" does for spaces that are related.
+
     Source: Phipson & Smyth 2010 for the p-value; Shao & Wu 1989 for the delete-half jackknife.
     """
     measures = check_measures(measures)
@@ -127,10 +146,14 @@ def significance(
     values, nulls = _with_null(x, y, measures, n_permutations, generator, settings)
     halves = _over_halves(x, y, measures, n_splits, generator, settings)
     reach = NormalDist().inv_cdf((1 + level) / 2)
-    return {
+    found = {
         name: _significance(MEASURES[name], values[name], nulls.get(name), halves[name], reach, level)
         for name in measures
     }
+    for name, one in found.items():
+        if one.below_chance:
+            note(f"significance: {below_chance(name, one.value, one.chance)}")
+    return found
 
 
 def _with_null(

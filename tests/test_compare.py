@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -457,3 +458,17 @@ def test_too_few_samples_are_left() -> None:
         compare(clouds, nonfinite="drop")
     with pytest.raises(ValueError, match="nonfinite must be one of 'raise', 'drop', got 'omit'"):
         compare(clouds, nonfinite="omit")  # type: ignore[arg-type]
+
+
+def test_a_measure_below_chance_is_said() -> None:
+    """Layers that are related score lower than shuffled rows under the paper's formula."""
+    base = cloud(0, n=240)
+    networks = {f"m{k}": base.tanh() + 0.3 * cloud(k, n=240) for k in range(1, 4)}
+    with pytest.warns(LFMWarning, match="compare: lfm_paper is .* wrong side of chance.*read 'lfm'") as caught:
+        comparison = compare(networks, measures=["lfm_paper", "lfm", "heat", "overlap"], n_neighbors=12, n_basis=10)
+    assert len(caught) == 1
+    assert list(comparison.below_chance()) == ["lfm_paper"]
+    unrelated = {f"m{k}": cloud(k, n=240) for k in range(4)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare(unrelated, measures=["lfm_paper", "lfm", "heat", "overlap", "linear_cka"], n_neighbors=12, n_basis=10)

@@ -235,3 +235,15 @@ def test_progress_is_told_in_whole_numbers(
     assert "comparing pairs" in shown
     assert " 50000/120000 " in shown
     assert "…" not in shown
+
+
+def test_a_measure_below_chance_is_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
+    base = torch.randn(240, 6, generator=torch.Generator().manual_seed(0))
+    networks = {f"m{k}": base.tanh() + 0.3 * base.roll(k, 1) for k in range(3)}
+    with pytest.warns(LFMWarning, match="lfm_paper"):
+        found = compare(networks, measures=["lfm_paper", "heat"], n_neighbors=12, n_basis=10)
+    print_summary(found)
+    assert "wrong side of chance" in unwrapped(capsys.readouterr().out)
+    assert render(found).count("wrong side of chance") == 1
+    told = {name: measure["below_chance"] for name, measure in as_json(found)["measures"].items()}
+    assert told == {"lfm_paper": True, "heat": False}

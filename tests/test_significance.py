@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,21 +32,24 @@ def expected_inner_product(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_chance_is_the_exact_expectation_of_quadratic_measures() -> None:
     x, y = related()
     found = lfm.significance(
-        x, y, measures=["overlap", "heat", "linear_cka"], n_permutations=400, n_splits=0, **SETTINGS
+        x, y, measures=["overlap", "heat_raw", "linear_cka", "heat"], n_permutations=400, n_splits=0, **SETTINGS
     )
     bases = [lfm.pipeline.representation_basis(p, **SETTINGS) for p in (x, y)]
     projectors = [b.evecs @ b.evecs.mT for b in bases]
     kernels = [b.evecs * (-2 * b.evals).exp() @ b.evecs.mT for b in bases]
     grams = [(p - p.mean(0)) @ (p - p.mean(0)).mT for p in (x, y)]
-    for name, (a, b) in {"overlap": projectors, "heat": kernels, "linear_cka": grams}.items():
+    for name, (a, b) in {"overlap": projectors, "heat_raw": kernels, "linear_cka": grams}.items():
         wanted = expected_inner_product(a, b) / float(a.norm() * b.norm())
         assert abs(found[name].chance - wanted) < 4 * found[name].chance_std / math.sqrt(400), name
+    # but for the angle between the constants of the two graphs
+    assert abs(found["heat"].chance) < 4 * found["heat"].chance_std / math.sqrt(400) + 2e-3
 
 
 def test_related_spaces_are_far_from_chance_and_unrelated_ones_are_not() -> None:
     x, y = related()
     names = [name for name in MEASURES if MEASURES[name].paired]
-    near = lfm.significance(x, y, measures=names, n_permutations=50, n_splits=0, **SETTINGS)
+    with pytest.warns(lfm.LFMWarning, match="lfm_.* wrong side of chance"):
+        near = lfm.significance(x, y, measures=names, n_permutations=50, n_splits=0, **SETTINGS)
     for name in set(names) - {"lfm_paper", "lfm_unsquared"}:  # chance is at their upper end
         assert near[name].z > 3, name
         assert near[name].p == pytest.approx(1 / 51)
@@ -147,3 +152,23 @@ def test_batches_and_subsets_that_do_not_fit_are_refused() -> None:
         lfm.significance(x[None], y[None])
     with pytest.raises(ValueError, match="n_samples must be between 4 and 240"):
         lfm.sensitivity(x, y, n_samples=[241])
+
+
+def test_a_value_below_chance_is_said() -> None:
+    x, y = related()
+    with pytest.warns(lfm.LFMWarning, match="lfm_paper is .* wrong side of chance.*read 'lfm'") as caught:
+        found = lfm.significance(x, y, measures=["lfm_paper", "heat", "spectral_distance"], n_splits=0, **SETTINGS)
+    assert len(caught) == 1
+    assert Path(caught[0].filename) == Path(__file__)
+    assert found["lfm_paper"].below_chance
+    assert found["lfm_paper"].p > 0.9
+    assert not found["heat"].below_chance
+    assert not found["spectral_distance"].below_chance
+
+
+def test_unrelated_spaces_are_not_below_chance() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(3):
+            x, y = (torch.randn(150, 5, generator=torch.Generator().manual_seed(10 * seed + s)) for s in (0, 1))
+            lfm.significance(x, y, measures=["lfm", "heat", "overlap", "linear_cka"], n_splits=0, **SETTINGS)

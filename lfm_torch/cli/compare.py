@@ -151,6 +151,7 @@ def compared(
         unsaid = [f"not compared: {failure}" for failure in comparison.failures]
         if left_out := terminal.left_out(comparison):
             unsaid.insert(0, left_out)
+        unsaid += comparison.below_chance().values()
         for line in unsaid:
             print(f"lfm-torch: warning: {line}", file=sys.stderr)
     return PARTIAL if comparison.failures else OK

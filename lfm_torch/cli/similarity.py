@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
+from lfm_torch._warnings import collecting
 from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
 from lfm_torch.basis import default_n_basis
 from lfm_torch.cli.options import OK, add_settings, measures_of
@@ -63,7 +64,8 @@ def _pair_values(arguments: argparse.Namespace, x: Tensor, y: Tensor) -> dict[st
     measures = measures_of(arguments)
     found = significance(x, y, measures=measures, n_splits=n_splits, **settings)
     directed = [name for name in measures if not MEASURES[name].symmetric]
-    reverse = similarity(y, x, measures=directed, **settings) if directed else {}
+    with collecting():  # said above, with x and y in their places
+        reverse = similarity(y, x, measures=directed, **settings) if directed else {}
     values = {}
     for name, value in found.items():
         numbers = {

@@ -48,12 +48,13 @@ def render(comparison: Comparison, *, title: str | None = None, table: str = "si
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    below = comparison.below_chance()
     page: str = environment.get_template("template.html").render(
         title=title or "Similarity of representations",
         comparison=comparison,
         compared=comparison.compared(),
         steps=_step_range(comparison),
-        measures=[_measure(comparison, name) for name in comparison.measures],
+        measures=[_measure(comparison, name, below.get(name)) for name in comparison.measures],
         landscape=describe(comparison),
         notes=[item for item in comparison.items if item.remarks],
         table=table,
@@ -64,7 +65,7 @@ def render(comparison: Comparison, *, title: str | None = None, table: str = "si
     return page
 
 
-def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
+def _measure(comparison: Comparison, measure: str, below: str | None) -> dict[str, Any]:
     scale = scale_of(comparison, measure)
     names = [checkpoint.name for checkpoint in comparison.checkpoints]
     matching = comparison.layer_matching(measure)
@@ -81,6 +82,7 @@ def _measure(comparison: Comparison, measure: str) -> dict[str, Any]:
         "name": name_of(measure),
         "reading": MEASURES[measure].reading if measure in MEASURES else "",
         "chance": shown_chance(comparison, measure),
+        "below_chance": below,
         "matching": matching,
         "legend": legend(scale),
         "layers": _heat_map(comparison.between_layers(measure), comparison.layers, scale) if several else None,

@@ -129,6 +129,8 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
         console.print(note, soft_wrap=True)
     console.print()
     _print_measures(console, comparison)
+    for sentence in comparison.below_chance().values():
+        console.print(f"{sentence}\n", style="yellow")
     _print_trajectories(console, comparison)
     if comparison.failures:
         _print_failures(console, "not compared", comparison.failures, "see the report")
@@ -235,13 +237,14 @@ def _print_trajectories(console: Console, comparison: Comparison) -> None:
 
 def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, Any]:
     """Return the content of the summary as plain values."""
-    measures = {}
+    measures, below = {}, comparison.below_chance()
     for name in comparison.measures:
         matching = comparison.layer_matching(name)
         measures[name] = {
             "layer_matching": None if matching is None else vars(matching),
             "shuffled_rows": _or_none(chance_of(comparison, name)),
             "shuffled_rows_std": _or_none(comparison.chance_std.get(name, math.nan)),
+            "below_chance": name in below,
             "between_layers": _plain(comparison.between_layers(name)),
             "trajectories": [
                 {"run": t.run, "steps": list(t.steps), "values": _plain(t.values)}
