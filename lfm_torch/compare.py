@@ -110,8 +110,8 @@ def compare(
 
     Warns:
         LFMWarning: something could not be compared; samples were left out; something is to be said of a representation
-            (rows of zeros, an offset), which its item holds as ``notes`` and the report lists; a measure lies on the wrong
-            side of chance (:meth:`Comparison.below_chance`).
+            (rows of zeros, an offset), which its item holds as ``notes`` and the report lists; a measure lies on the
+            wrong side of chance (:meth:`Comparison.below_chance`).
 
     Example:
         >>> import torch

@@ -59,7 +59,7 @@ class Scale:
 
 
 def scale_of(comparison: Comparison, measure: str) -> Scale:
-    """Range for all figures of a measure: from the smallest value (or 0, where that is near) to 1.
+    """Range for all figures of a measure: from the smallest value (or 0, where that is just above) to 1.
 
     For a distance from 0 to the largest value.
     """
@@ -72,7 +72,7 @@ def scale_of(comparison: Comparison, measure: str) -> Scale:
         high = math.ceil(float(values.max()) * 20) / 20
         return Scale(0.0, chance, max(high, 0.05) if math.isfinite(high) else 1.0, distance=True, chance_std=std)
     low = math.floor(float(values.min()) * 20) / 20
-    low = min(low, 0.95) if low >= 0.15 else max(min(low, 0.0), -1.0) if low < -0.1 else 0.0
+    low = min(low, 0.95) if low >= 0.15 else max(low, -1.0) if low < 0 else 0.0
     return Scale(low, chance, chance_std=std)
 
 
