@@ -294,7 +294,7 @@ class Comparison:
                 continue
             several = len(self.checkpoints) > 1
             values = (self.between_checkpoints(name) if several else self.between_layers(name)).double()
-            values = values[~torch.eye(len(values), dtype=torch.bool)]
+            values = values[~torch.eye(len(values), dtype=torch.bool, device=values.device)]
             mean, chance = float(values.nanmean()), float(self.chance[name].mean())
             closest = MEASURES[name].closest
             farther = mean - chance if MEASURES[name].is_distance else chance - mean
