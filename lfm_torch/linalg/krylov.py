@@ -241,7 +241,7 @@ def survey(
     high = min(float((values + beyond)[..., -1].max()), operator.upper_bound)
     wanted = levels(n_pairs)
     last, cut = float(wanted.max()), float(levels(2 * n_pairs).max())
-    if cut - last < 0.02 * (high - last):  # an eigenvalue of high multiplicity: nothing would stand out
+    if cut - last < 1e-3 * (high - last):  # an eigenvalue of high multiplicity: nothing would stand out
         cut = _beyond(last, high)
     window = Window(float(values.min()), last, cut, high)
     damped = rotation * (values <= window.cut).unsqueeze(-2)
