@@ -128,6 +128,13 @@ class _Filter(NamedTuple):
             return self.operator.apply(block, b=-self.operator.upper_bound / 2)
         return chebyshev_polynomial(self.operator, block, self.degree, self.window)
 
+    def end(self, largest: float) -> float:
+        """Where the spectrum ends, from the largest Ritz value: beyond the window the polynomial grows again."""
+        if self.degree == 1:
+            return largest + self.operator.upper_bound / 2
+        half, centre = (self.window.high - self.window.cut) / 2, (self.window.high + self.window.cut) / 2
+        return centre + half * math.cosh(math.acosh(max(largest, 1.0)) / self.degree)
+
     def residuals(self, mu: Tensor, norms: Tensor) -> Tensor:
         """Residual norms of the operator from those of the polynomial at Ritz values ``mu``; infinite inside [-1, 1].
 
@@ -197,7 +204,7 @@ def _lowest(
         wanted = float(pairs.evals[..., -1].max())
         # beyond the cut the polynomial takes eigenvalues in any order
         if degree == 1 or used >= limit or (wanted <= window.cut and _done(operator, pairs, tol)):
-            return pairs._replace(iterations=used, window=(window.cut, window.high))
+            return pairs._replace(iterations=used)
         # the survey missed the wanted end; a Ritz value bounds it from above. Or float32 the range of the polynomial:
         # the operator itself is the last resort
         again = window._replace(wanted=wanted, cut=_beyond(wanted, window.high))
@@ -327,7 +334,8 @@ def _run(
         missed = worst == math.inf and large
         if worst <= enough * target or step == steps or missed:
             vectors = space.combine(rotation[..., : n_pairs + _guards(n_pairs)])
-            pairs = _polish(operator, vectors, n_pairs, step * degree)
+            end = min(polynomial.end(float(theta[..., -1].max())), operator.upper_bound)
+            pairs = _polish(operator, vectors, n_pairs, step * degree)._replace(window=(polynomial.window.cut, end))
             # where rounding of the polynomial stands in the way more steps do not help
             drowned = degree > 1 and worst <= 0.05 * target
             if drowned or missed or step == steps or _done(operator, pairs, tol):
