@@ -20,6 +20,7 @@ from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 from lfm_torch.nystrom import extend_basis
 from lfm_torch.ops.full_precision import product
+from lfm_torch.ops.knn import unit_rows
 from lfm_torch.traced_basis import traced_pairs
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
@@ -187,9 +188,9 @@ def spectral_basis(
 ) -> Basis:
     """Compute the ``n_basis`` smallest eigenpairs of the graph's Laplacian, ``L phi_i = lambda_i phi_i``.
 
-    The eigenvectors of eigenvalue 0 are known (one per connected component, ``D^{1/2} 1`` on it) and set exactly; the
-    solver works in their complement, so disconnected graphs come out right. Eigenvectors are orthonormal; inside a
-    repeated eigenvalue the choice of basis is arbitrary but reproducible.
+    The eigenvectors of eigenvalue 0 are known (one per connected component) and set exactly, the first to ``D^{1/2} 1``
+    over all; the solver works in their complement, so disconnected graphs come out right. Eigenvectors are orthonormal;
+    inside a repeated eigenvalue the choice of basis is arbitrary but reproducible.
 
     Differentiable in the edge weights (and so in the points of :func:`build_graph`), by implicit derivatives that are
     exact for the truncated basis: a closed form among the computed pairs, one projected linear system a column for the
@@ -285,7 +286,7 @@ def _solve(
     known = laplacian.null_space(n_basis)
     missing = n_basis - int(laplacian.graph.n_components.min())
     if missing <= 0:
-        return *_only_null_space(laplacian, known, tol), chosen
+        return *_only_null_space(laplacian, _constant_first(laplacian, known), tol), chosen
     differentiable = torch.is_grad_enabled() and laplacian.graph.weight.requires_grad
     with torch.no_grad():
         found = missing + _guards(laplacian, missing, chosen) if differentiable else missing
@@ -336,6 +337,27 @@ def _guards(laplacian: Laplacian, missing: int, solver: str) -> int:
     return room if solver == "dense" else min(room, max(8, missing // 4))
 
 
+def _constant_first(laplacian: Laplacian, known: Tensor) -> Tensor:
+    """Turn the null vectors, one per component, so that the first is ``D^{1/2} 1`` (unnormalized: the constant).
+
+    It is the function that every two spaces share, which measures leave out; any basis of the null space is one.
+    """
+    if known.shape[-1] == 1:
+        return known
+    degree, count = laplacian.graph.degree, laplacian.graph.n_components
+    connected = degree > 0  # the root has no derivative at 0
+    root = torch.where(connected, degree, 1.0).sqrt() * connected
+    constant = unit_rows(root if laplacian.normalization == "symmetric" else torch.ones_like(degree))
+    present = torch.arange(known.shape[-1], device=known.device) < count.unsqueeze(-1)
+    wanted = (known * constant.unsqueeze(-1)).sum(-2) * present
+    # the reflection that takes the first axis to the unit vector `wanted`, or does nothing where it is there
+    axis = wanted / wanted.norm(dim=-1, keepdim=True)
+    axis = torch.cat([axis[..., :1] - 1, axis[..., 1:]], -1)
+    length = axis.square().sum(-1, keepdim=True).unsqueeze(-1)
+    outer = axis.unsqueeze(-1) * axis.unsqueeze(-2)
+    return known - 2 * product(known, outer) / torch.where(length > 0, length, 1.0)
+
+
 def _only_null_space(laplacian: Laplacian, known: Tensor, tol: float) -> tuple[Eigenpairs, Tensor]:
     zeros = known.detach().new_zeros(known.shape[:-2] + known.shape[-1:])
     residuals = residual_norms(laplacian, zeros, known).detach()
@@ -346,11 +368,11 @@ def _with_null_space(
     laplacian: Laplacian, known: Tensor, rest: Eigenpairs, converged: Tensor, n_basis: int, tol: float
 ) -> tuple[Eigenpairs, Tensor]:
     """Join the known eigenvectors of eigenvalue 0 and the computed rest, graph by graph of the batch."""
-    null, found = _only_null_space(laplacian, known, tol)
+    null, found = _only_null_space(laplacian, _constant_first(laplacian, known), tol)
     evecs, *rows = (
         torch.cat(parts, -1)
         for parts in (
-            (known, rest.evecs),
+            (null.evecs, rest.evecs),
             (null.evals, rest.evals),
             (null.residuals, rest.residuals),
             (found, converged),

@@ -61,8 +61,8 @@ class Graph:
     offsets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not self.weight.is_floating_point():
-            raise TypeError(f"weight must be floating point (real: a spectrum is), got {self.weight.dtype}")
+        if self.weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"weight must be float32 or float64, got {self.weight.dtype}")
 
     def __repr__(self) -> str:
         batch = f"batch={list(self.batch_shape)}, " if self.batch_shape else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor
 
 from lfm_torch import _checks
@@ -42,8 +43,9 @@ def extend_basis(basis: Basis, x_new: ArrayLike, *, x: ArrayLike, graph: Graph) 
     weight = _directed_weights(distances, indices, graph.weights)
     picked = indices.flatten(-2)
     degree = graph.degree.gather(-1, picked).view_as(weight)
-    # roots one by one: their product may overflow
-    share = weight / weight.sum(-1, keepdim=True).sqrt() / degree.sqrt()
+    # a node without edges has none to a new point either; roots one by one: their product may overflow
+    connected = degree > 0
+    share = weight / weight.sum(-1, keepdim=True).sqrt() / torch.where(connected, degree, 1.0).sqrt() * connected
     values = basis.evecs.gather(-2, picked.unsqueeze(-1).expand(*batch, picked.shape[-1], m))
-    sums = (share.unsqueeze(-1) * values.view(*weight.shape, m)).sum(-2)
+    sums: Tensor = (share.unsqueeze(-1) * values.view(*weight.shape, m)).sum(-2)
     return sums / (1 - basis.evals).unsqueeze(-2)

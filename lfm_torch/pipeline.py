@@ -6,7 +6,6 @@ representation ``[..., n, d]`` -> graph -> basis -> functional map -> readings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._nonfinite import Nonfinite, check_nonfinite, finite_pair
-from lfm_torch._precision import matmul, outside_autocast
+from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import about, note, said_once, warn
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.basis import Basis, spectral_basis
@@ -25,7 +24,6 @@ from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
 from lfm_torch.neighbors import ANGULAR, Metric
-from lfm_torch.ops.knn import unit_rows
 from lfm_torch.similarity import Maps
 
 # Layers of CIFAR-10 networks, ReLU and pooled, have a mean of .6 to 2.5 times the spread, word vectors of .5, pixels of
@@ -54,7 +52,7 @@ def representation_basis(
     """
     x = _checks.as_tensor("x", x)
     graph = representation_graph(x, n_neighbors=n_neighbors, metric=metric, weights=weights)
-    return graph_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start)
+    return spectral_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start)
 
 
 def representation_graph(
@@ -88,14 +86,6 @@ def _is_far_from_origin(x: Tensor) -> Tensor:
     return ((_FAR**2 + 1) * mean > _FAR**2 * rows.square().sum(-1).mean(-1)).any()
 
 
-@outside_autocast
-def graph_basis(
-    graph: Graph, *, n_basis: int | None = None, tol: float | None = None, warm_start: Basis | None = None
-) -> Basis:
-    """The second half of :func:`representation_basis`."""
-    return _constant_first(spectral_basis(graph, n_basis=n_basis, tol=tol, warm_start=warm_start), graph.degree)
-
-
 def check_sizes(n_neighbors: int | None, n_basis: int | None) -> None:
     """Raise ValueError unless both are positive or None: what no samples allow is refused before there are any."""
     for name, size in (("n_neighbors", n_neighbors), ("n_basis", n_basis)):
@@ -125,29 +115,6 @@ def sizes_for_batch(
                 told.add(name)
             sizes[name] = n - 1
     return sizes["n_neighbors"], sizes["n_basis"]
-
-
-def _constant_first(basis: Basis, degrees: Tensor) -> Basis:
-    """Turn the eigenvectors of eigenvalue 0 so that the first is ``D^{1/2} 1``: there is one per component otherwise.
-
-    It is the function that every two spaces share, which measures leave out; any basis of the null space is one.
-    """
-    if _checks.has_values(basis.evals):
-        null = int(basis.n_components.max().clamp_max(basis.n_basis))
-        if null == 1:
-            return basis
-    else:
-        null = basis.n_basis  # as many as there may be
-    constant = unit_rows(degrees.sqrt())
-    known = torch.arange(null, device=degrees.device) < basis.n_components.unsqueeze(-1)
-    wanted = matmul(basis.evecs[..., :null].mT, constant.unsqueeze(-1)).squeeze(-1) * known
-    # the reflection that takes the first axis to the unit vector `wanted`, or does nothing where it is there
-    axis = wanted / wanted.norm(dim=-1, keepdim=True)
-    axis = torch.cat([axis[..., :1] - 1, axis[..., 1:]], -1)
-    length = axis.square().sum(-1, keepdim=True).unsqueeze(-1)
-    outer = axis.unsqueeze(-1) * axis.unsqueeze(-2)
-    turned = basis.evecs[..., :null] - 2 * matmul(basis.evecs[..., :null], outer) / torch.where(length > 0, length, 1.0)
-    return replace(basis, evecs=torch.cat([turned, basis.evecs[..., null:]], -1))
 
 
 def check_pair(

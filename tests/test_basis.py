@@ -321,6 +321,20 @@ def test_points_without_structure(d: int) -> None:
     torch.testing.assert_close(basis.evals.double(), exact.evals, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("normalization", ["symmetric", "unnormalized"])
+def test_the_constant_comes_first_among_several_null_vectors(normalization: str) -> None:
+    """It is what all spaces share, and what readings leave out."""
+    w = cliques(5, 12)
+    w[:3, :3] = 0
+    laplacian = graph_of(w, torch.float64).laplacian(normalization)  # type: ignore[arg-type]
+    root = torch.from_numpy(w.sum(1)).sqrt() if normalization == "symmetric" else torch.ones(60, dtype=torch.float64)
+    for n_basis in (5, 9):
+        basis = lfm.spectral_basis(laplacian, n_basis=n_basis)
+        torch.testing.assert_close(basis.evecs[:, 0], root / root.norm())
+        assert float((laplacian @ basis.evecs[:, :5]).abs().max()) < 1e-12
+        torch.testing.assert_close(basis.evecs.mT @ basis.evecs, torch.eye(n_basis, dtype=torch.float64))
+
+
 def bipartite(n: int) -> np.ndarray:
     w = np.zeros((n, n))
     w[: n // 2, n // 2 :] = w[n // 2 :, : n // 2] = 1

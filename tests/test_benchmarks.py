@@ -178,6 +178,8 @@ class TestScripts:
         closer = basis.arpack(basis.smooth_of(laplacian, float), 16, tol=1e-10)[0]
         assert abs(closer - basis.oracle(laplacian, 16)).max() <= 1e-7  # rounding to float32 is not symmetric
 
+    # layers of a network without training lie far from the origin
+    @pytest.mark.filterwarnings("ignore:.*the mean of the rows:lfm_torch.LFMWarning")
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["knn", "similarity", "maps", "pipeline", "training"])
     def test_the_others_run(self, name: str, monkeypatch: pytest.MonkeyPatch, results: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lfm_torch.basis import Basis
+from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.jobs import bases
 from lfm_torch.jobs.bases import bases_of
 from lfm_torch.jobs.tasks import Settings
-from lfm_torch.pipeline import graph_basis
 
 SETTINGS = Settings(("heat",), 12, 10, "angular", "gaussian")
 
@@ -26,9 +25,9 @@ def test_a_batch_gives_what_each_layer_does(room: int, monkeypatch: pytest.Monke
 
     def counted(graph: object, **options: object) -> Basis:
         batches.append(getattr(graph, "batch_shape", ()))
-        return graph_basis(graph, **options)  # type: ignore[arg-type]
+        return spectral_basis(graph, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bases, "graph_basis", counted)
+    monkeypatch.setattr(bases, "spectral_basis", counted)
     points = layers()
     alone, together = list(bases_of(points, SETTINGS)), list(bases_of(points, SETTINGS, room=room))
     assert len(alone) == len(together) == 5
@@ -55,9 +54,9 @@ def test_without_room_batches_are_halved(monkeypatch: pytest.MonkeyPatch) -> Non
         sizes.append(size)
         if size > 2:
             raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
-        return graph_basis(graph, **options)  # type: ignore[arg-type]
+        return spectral_basis(graph, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bases, "graph_basis", small)
+    monkeypatch.setattr(bases, "spectral_basis", small)
     found = list(bases_of(layers(), SETTINGS, room=1 << 30))
     assert [isinstance(one, Exception) for one in found] == [False, False, True, False, False]
     assert sizes == [4, 2, 2]
@@ -67,7 +66,7 @@ def test_an_error_of_another_kind_stays_with_its_layer(monkeypatch: pytest.Monke
     def broken(graph: object, **options: object) -> Basis:
         raise RuntimeError("cusolver error")
 
-    monkeypatch.setattr(bases, "graph_basis", broken)
+    monkeypatch.setattr(bases, "spectral_basis", broken)
     found = list(bases_of(layers(), SETTINGS, room=1 << 30))
     assert [isinstance(one, Exception) for one in found] == [False, False, True, False, False]
 

@@ -60,3 +60,13 @@ def test_bad_input(call: object, message: str) -> None:
     graph = lfm.build_graph(x, n_neighbors=5)
     with pytest.raises(ValueError, match=message):
         call(lfm.spectral_basis(graph, n_basis=3), x, graph)  # type: ignore[operator]
+
+
+def test_a_neighbour_without_edges_adds_nothing() -> None:
+    """In a mutual graph a point may have none; a new point can pick it all the same."""
+    x = torch.cat([torch.randn(80, 2), torch.tensor([[30.0, 30.0]])])
+    graph = lfm.build_graph(x, n_neighbors=6, metric="euclidean", symmetrize="mutual")
+    assert float(graph.degree[-1]) == 0
+    basis = lfm.spectral_basis(graph, n_basis=5)
+    new = torch.tensor([[30.1, 30.0], [0.0, 0.0]])
+    assert bool(basis.extend(new, x=x, graph=graph).isfinite().all())

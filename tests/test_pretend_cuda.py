@@ -862,7 +862,7 @@ def test_without_room_on_the_gpu_the_cpu_helps(monkeypatch: pytest.MonkeyPatch) 
     for missing in ((), (no_basis, no_batch)):
         if missing:
             monkeypatch.setattr(bases, "representation_basis", missing[0])
-            monkeypatch.setattr(bases, "graph_basis", missing[1])
+            monkeypatch.setattr(bases, "spectral_basis", missing[1])
         got = lfm.compare(moved, **options)
         for measure in got.measures:
             torch.testing.assert_close(got.matrix(measure), wanted.matrix(measure), atol=1e-5, rtol=1e-5)

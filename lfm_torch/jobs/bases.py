@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lfm_torch._warnings import collecting
-from lfm_torch.basis import Basis
+from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.graph import Graph
 from lfm_torch.jobs.tasks import Settings
-from lfm_torch.pipeline import graph_basis, representation_basis, representation_graph
+from lfm_torch.pipeline import representation_basis, representation_graph
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 # blocks of the solver beside the basis, in multiples of it: the filtered block, its image, trial spaces
@@ -87,7 +87,7 @@ def _together(waiting: Sequence[_Waiting], settings: Settings) -> Iterator[Found
         return
     again: list[Sequence[_Waiting]] = []
     try:
-        basis = graph_basis(Graph.batch(graphs), n_basis=settings.n_basis)
+        basis = spectral_basis(Graph.batch(graphs), n_basis=settings.n_basis)
     except (RuntimeError, MemoryError) as error:
         half = len(waiting) // 2
         # an error of another kind is some layer's own: it shows which when they come one by one
