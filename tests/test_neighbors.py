@@ -259,9 +259,11 @@ def test_rows_of_zeros_are_orthogonal_to_all(
             if dead[0, row]:
                 others = [i for i in range(part.start, part.stop) if other is not None or i != row]
                 assert found.indices[row].tolist() == others[:k]
+    if dtype == torch.float32 and scale < 1e-40:  # a gradient of 1e44 is beyond the dtype
+        return
     recorded.distances.sum().backward()
     assert x.grad is not None
-    assert not x.grad.isnan().any()
+    assert bool(x.grad.isfinite().all())
     assert torch.equal(x.grad[dead[0]], torch.zeros_like(x.grad[dead[0]]))
 
 
