@@ -350,9 +350,11 @@ def _constant_first(laplacian: Laplacian, known: Tensor) -> Tensor:
     constant = unit_rows(root if laplacian.normalization == "symmetric" else torch.ones_like(degree))
     present = torch.arange(known.shape[-1], device=known.device) < count.unsqueeze(-1)
     wanted = (known * constant.unsqueeze(-1)).sum(-2) * present
-    # the reflection that takes the first axis to the unit vector `wanted`, or does nothing where it is there
-    axis = wanted / wanted.norm(dim=-1, keepdim=True)
-    axis = torch.cat([axis[..., :1] - 1, axis[..., 1:]], -1)
+    # the reflection that takes the first axis to the direction of `wanted`; none where it is there, or where the null
+    # vectors asked for are all of nodes without edges
+    norm = wanted.norm(dim=-1, keepdim=True)
+    axis = wanted / torch.where(norm > 0, norm, 1.0)
+    axis = torch.cat([axis[..., :1] - 1, axis[..., 1:]], -1) * (norm > 0)
     length = axis.square().sum(-1, keepdim=True).unsqueeze(-1)
     outer = axis.unsqueeze(-1) * axis.unsqueeze(-2)
     return known - 2 * product(known, outer) / torch.where(length > 0, length, 1.0)

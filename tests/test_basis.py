@@ -335,6 +335,13 @@ def test_the_constant_comes_first_among_several_null_vectors(normalization: str)
         torch.testing.assert_close(basis.evecs.mT @ basis.evecs, torch.eye(n_basis, dtype=torch.float64))
 
 
+def test_null_vectors_of_nodes_without_edges_alone() -> None:
+    w = isolated(30)
+    w[:6] = w[:, :6] = 0
+    basis = lfm.spectral_basis(graph_of(w, torch.float64), n_basis=4)
+    torch.testing.assert_close(basis.evecs, torch.eye(30, 4, dtype=torch.float64))
+
+
 def bipartite(n: int) -> np.ndarray:
     w = np.zeros((n, n))
     w[: n // 2, n // 2 :] = w[n // 2 :, : n // 2] = 1

@@ -38,8 +38,9 @@ def orthonormalize(block: Tensor, *bases: Tensor) -> tuple[Tensor, Tensor]:
             block = project_once(block, basis)
         gram = product(block.mT, block).double()
         norms = gram.diagonal(dim1=-2, dim2=-1)
-        # the columns of the second sweep are unit vectors, or lie along the bases after all
-        scale = torch.where(norms > 0, norms, 1.0).rsqrt() * (norms > 0) if sweep == 0 else torch.ones_like(norms)
+        # a unit vector that shrinks in the second sweep lies along the bases after all
+        kept = norms > (0 if sweep == 0 else 0.25)
+        scale = torch.where(kept, norms, 1.0).rsqrt() * kept
         evals, evecs = torch.linalg.eigh(scale.unsqueeze(-1) * gram * scale.unsqueeze(-2))
         # below this a direction is rounding of the others
         floor = block.shape[-1] * torch.finfo(block.dtype).eps * 4 if sweep == 0 else 0.5

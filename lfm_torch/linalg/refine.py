@@ -11,12 +11,13 @@ from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_once, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
-from lfm_torch.ops.full_precision import minus_product, product
+from lfm_torch.ops.full_precision import product
 
 _ROUNDS = 4
 _DIRECTIONS = 16
-# random columns in the place of the last guards: an eigenvector that the others lack shows in what is left of these
-_PROBES = 2
+# random direction added to every vector, in units of the tolerance: an eigenvector far below the last pair that the
+# start lacks is then raised until it shows in the residuals, where a start that lacks nothing gets less than it may
+_NOISE = 30.0
 # how far a filter brings down the bulk of the spectrum against the last pair, as a power of e, for a tolerance of 1e-5
 _DAMPING = 8.0
 
@@ -39,38 +40,29 @@ def refine(
     (guards) leave the less of it the more there are.
 
     Returns:
-        Pairs that may not have converged after a few rounds. Residuals are infinite where the start lacks a lower
-        eigenvector, or belongs to another spectrum.
+        Pairs that may not have converged after a few rounds: take them as the start of :func:`krylov` then. Residuals
+        are infinite where the spectrum reaches beyond the window.
     """
     target = tol * operator.upper_bound / 2
-    size, degrees = max(n_pairs, start.shape[-1] - _PROBES), _degrees(window, _DAMPING + math.log(1e-5 / tol))
-    noise = (*start.shape[:-1], _PROBES)
-    probes = torch.randn(noise, dtype=start.dtype, device=start.device, generator=generator) / start.shape[-2] ** 0.5
-    block = project_once(torch.cat([start[..., :size], probes], -1), known)
-    for index, degree in enumerate(degrees):
-        if index:
-            block = torch.cat(_separately(block, size), -1)
-        block = project_once(chebyshev_polynomial(operator, block.contiguous(), degree, window), known)
-    image = operator.apply(block)
-    probes, pushed = block[..., size:], image[..., size:]
-    theta, x, image = rayleigh_ritz(block[..., :size], image[..., :size], size)
-    within = product(x.mT, probes)
-    missed, probes, _ = rayleigh_ritz(minus_product(probes, x, within), minus_product(pushed, image, within), _PROBES)
-    # where the spectrum reaches beyond the window, the filter has raised its upper end instead of the lower
-    outside = torch.maximum(theta[..., -1:], missed[..., -1:]) > window.high
-    wrong = outside | (missed[..., :1] < theta[..., n_pairs - 1 : n_pairs] - target)
+    size, degrees = start.shape[-1], _degrees(window, _DAMPING + math.log(1e-5 / tol))
+    noise = torch.randn(*start.shape[:-1], 1, dtype=start.dtype, device=start.device, generator=generator)
+    mixed = start + (_NOISE * tol / start.shape[-2] ** 0.5) * noise
+    filtered = _filter(operator, project_once(mixed, known), degrees, window)
+    filtered = project_once(filtered, known)
+    theta, x, image = rayleigh_ritz(filtered, operator.apply(filtered), size)
+    # the filter raises what lies beyond the window, instead of the lower end
+    outside = theta[..., -1:] > window.high
     iterations, worst = sum(degrees) + 1, math.inf
     for round_ in range(_ROUNDS + 1):
         rest = torch.addcmul(image, x, theta.unsqueeze(-2), value=-1)
-        residuals = torch.where(wrong, torch.inf, torch.linalg.vector_norm(rest[..., :n_pairs], dim=-2))
+        residuals = torch.where(outside, torch.inf, torch.linalg.vector_norm(rest[..., :n_pairs], dim=-2))
         before, worst = worst, float(residuals.max())
         # not on the way to the tolerance in the rounds that are left
         hopeless = not worst < max(target, target * 8.0 ** (_ROUNDS - round_)) or worst > 0.7 * before
         if worst <= target or hopeless:
             break
         directions = project_once(_leading(rest[..., :n_pairs]), torch.cat([known, x], -1))
-        filtered = chebyshev_polynomial(operator, directions.contiguous(), degrees[0], window)
-        directions = torch.cat([directions, filtered], -1)
+        directions = torch.cat([directions, _filter(operator, directions, degrees[:1], window)], -1)
         directions, _ = orthonormalize(project_out(directions, torch.cat([known, x], -1)))
         pushed = operator.apply(directions)
         theta, x, image = rayleigh_ritz(torch.cat([x, directions], -1), torch.cat([image, pushed], -1), size)
@@ -80,7 +72,7 @@ def refine(
         x[..., :n_pairs].contiguous(),
         residuals,
         iterations,
-        guards=torch.cat([x[..., n_pairs:], probes], -1),
+        guards=x[..., n_pairs:].contiguous(),
         window=(window.cut, window.high),
     )
 
@@ -103,10 +95,12 @@ def _odd(value: float) -> int:
     return 2 * max(0, round((value - 1) / 2)) + 1
 
 
-def _separately(block: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns of the first ``size``, and of what the others add to them."""
-    first, _ = orthonormalize(block[..., :size])
-    return first, orthonormalize(block[..., size:], first)[0]
+def _filter(operator: SymmetricOperator, block: Tensor, degrees: list[int], window: Window) -> Tensor:
+    for index, degree in enumerate(degrees):
+        if index:
+            block, _ = orthonormalize(block)
+        block = chebyshev_polynomial(operator, block.contiguous(), degree, window)
+    return block
 
 
 def _leading(rest: Tensor) -> Tensor:
