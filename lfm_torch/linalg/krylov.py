@@ -27,6 +27,7 @@ _SURVEY_STEPS = 4
 _SMALL = 4096
 # what is left of an image is rounding where it is no more than so many times that of the image
 _ROUNDING = 100
+_CLEAR = 0.05
 
 
 class _Space:
@@ -108,8 +109,13 @@ class _Space:
     def _next(self, image: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
         """Orthonormal block of what the image adds to the first panels; its coefficients in those, and in the block."""
         q, coefficients, coupling, sound = orthonormalize_block(self.panels[..., :count, :, :], image, scale)
-        within, beyond = coefficients.norm(dim=-2).clamp_min(scale), coupling.norm(dim=-2)
-        if not bool((sound & (beyond > _ROUNDING * torch.finfo(q.dtype).eps * within).all(-1)).all()):
+        beyond = coupling.norm(dim=-2)
+        # far above rounding, whatever there was within: no need to look
+        clear = bool((sound & (beyond > _CLEAR * scale).all(-1)).all())
+        if not clear:
+            within = coefficients.norm(dim=-2).clamp_min(scale)
+            clear = bool((sound & (beyond > _ROUNDING * torch.finfo(q.dtype).eps * within).all(-1)).all())
+        if not clear:
             basis = joined(self.panels[..., :count, :, :])
             q, factor = _fill(image, basis, scale, self.generator)
             coupling = factor.double()
