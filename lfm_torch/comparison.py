@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks, _files
+from lfm_torch._warnings import kind_of
 from lfm_torch.checkpoint_files import Checkpoint
 from lfm_torch.measures import MEASURES, below_chance, full_name
 
@@ -50,6 +51,20 @@ class Item:
     def remarks(self) -> tuple[str, ...]:
         """Whatever a report says of it: ``notes``, and ``note`` where there is one."""
         return (*self.notes, *[self.note] * bool(self.note))
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What is to be known of several representations, in the words that the first of them has for it."""
+
+    text: str
+    items: tuple[Item, ...]
+
+    def names(self, most: int) -> str:
+        """The representations, the first ``most`` by name."""
+        listed = [f"{item.checkpoint}, layer {item.layer}" for item in self.items[:most]]
+        more = [f"{len(self.items) - most:,} more"] if len(self.items) > most else []
+        return "; ".join(listed + more)
 
 
 @dataclass(frozen=True)
@@ -280,6 +295,14 @@ class Comparison:
         stderr = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
         means = same / decisions, other / decisions
         return LayerMatching(right / decisions, 1 / len(self.layers), decisions, *means, stderr)
+
+    def remarks(self) -> list[Remark]:
+        """What is to be known of the representations, those of one kind together whatever their numbers."""
+        kinds: dict[str, tuple[str, list[Item]]] = {}
+        for item in self.items:
+            for text in item.remarks:
+                kinds.setdefault(kind_of(text), (text, []))[1].append(item)
+        return [Remark(text, tuple(items)) for text, items in kinds.values()]
 
     def below_chance(self) -> dict[str, str]:
         """Say of each measure that lies on the wrong side of chance what that means, ``{measure: sentence}``.

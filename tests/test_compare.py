@@ -472,3 +472,23 @@ def test_a_measure_below_chance_is_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compare(unrelated, measures=["lfm_paper", "lfm", "heat", "overlap", "linear_cka"], n_neighbors=12, n_basis=10)
+
+
+def test_what_is_to_be_known_of_many_stands_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the numbers in it: a line for every layer would bury the results."""
+    need("rich")
+    from lfm_torch.report.terminal import print_summary
+
+    clouds = {name: torch.randn(60, 4) for name in "abcdef"}
+    for count, name in enumerate("bcdef", start=1):
+        clouds[name][:count] = 0
+    with pytest.warns(LFMWarning, match="notes on 5 of 6"):
+        found = compare(clouds, n_basis=5)
+    (remark,) = found.remarks()
+    assert [item.checkpoint for item in remark.items] == list("bcdef")
+    layer = found.layers[0]
+    print_summary(found)
+    printed = capsys.readouterr().out
+    assert printed.count("rows are zero") == 1
+    assert "5 of 6 representations: 1 of 60 rows are zero" in printed
+    assert f"(b, layer {layer}; c, layer {layer}; d, layer {layer}; 2 more)" in printed

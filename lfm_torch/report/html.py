@@ -56,7 +56,7 @@ def render(comparison: Comparison, *, title: str | None = None, table: str = "si
         steps=_step_range(comparison),
         measures=[_measure(comparison, name, below.get(name)) for name in comparison.measures],
         landscape=describe(comparison),
-        notes=[item for item in comparison.items if item.remarks],
+        remarks=comparison.remarks(),
         table=table,
         left_out=len(comparison.settings.get("left_out", ())),
         rows=_checkpoint_rows(comparison),

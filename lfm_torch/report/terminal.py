@@ -26,6 +26,7 @@ _STAGES = {
 }
 _SHOWN_STEPS = 8
 _SHOWN_FAILURES = 6
+_SHOWN_REMARKS = 3
 _GAP = 3  # between the columns of a table
 
 
@@ -135,11 +136,9 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
     if comparison.failures:
         _print_failures(console, "not compared", comparison.failures, "see the report")
         console.print()
-    if noted := [
-        f"{item.checkpoint}, layer {item.layer}: {remark}" for item in comparison.items for remark in item.remarks
-    ]:
-        _print_failures(console, "with a note", noted, "see the report")
-        console.print()
+    for remark in comparison.remarks():
+        count = f"{len(remark.items)} of {len(comparison.items)} representations"
+        console.print(f"{count}: {remark.text} ({remark.names(_SHOWN_REMARKS)})\n", style="yellow", soft_wrap=True)
     if written:
         console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
 
