@@ -77,7 +77,7 @@ def generated_header(library, asked_for):
     Returns:
         Its folder, and all headers that the library is to be built again after.
     """
-    digest = runpy.run_path(str(ROOT / "lfm_torch" / "_source_digest.py"))["source_digest"](ROOT / "csrc")
+    digest = runpy.run_path(str(ROOT / "lfm_torch" / "ops" / "_source_digest.py"))["source_digest"](ROOT / "csrc")
     header = GENERATED / library / "lfm_torch_build.h"
     text = f'#define LFM_BUILD "source={digest}; torch=2.10{asked_for}"\n'
     if not header.exists() or header.read_text() != text:

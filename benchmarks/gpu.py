@@ -59,7 +59,7 @@ NOT_FOR_GPU = {"bench_compare"}
 REGISTERS, SHARED, THREADS, BLOCKS = 65536, 228 * 1024, 2048, 32
 LARGE = "MoreThan2To31"  # tests that fill the GPU's memory: alone, and last
 # small shapes: the sanitizer slows a kernel by one to two orders of magnitude
-SANITIZED = ["tests/test_cuda_library.py", "-m", "gpu", "-k", "sample_inputs or half_stored or ragged or empty"]
+SANITIZED = ["tests/ops/test_cuda_library.py", "-m", "gpu", "-k", "sample_inputs or half_stored or ragged or empty"]
 TABLE = 9500  # characters of the table at the end, which a terminal that keeps little still holds
 
 # what the libraries are, told by a process of its own: one that does not load may end it
@@ -67,7 +67,7 @@ PROBE = """
 import json, warnings
 warnings.simplefilter("ignore")
 import lfm_torch
-from lfm_torch._extension import library_problems
+from lfm_torch.ops._extension import library_problems
 info = lfm_torch.build_info()
 problems = library_problems()
 if not info.cpu_kernels or not info.cuda_kernels:
@@ -205,7 +205,7 @@ def nvcc_is_here() -> bool:
 
 def pytest(what: str, word: str, *options: str, workers: int = 1) -> Part:
     """The tests marked gpu of the files in which a word stands: the imports of all the others take longer than some."""
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if re.search(word, path.read_text())]
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if re.search(word, path.read_text())]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-rfE", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", *options]
     if workers > 1 and find_spec("xdist") is not None:

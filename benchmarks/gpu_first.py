@@ -65,7 +65,7 @@ OPERATORS = (
 AT_ONCE = 9
 DRY_FACTOR = 3  # two cores do in turns what a larger machine does at once
 NOTHING_TO_RUN = 3  # exit status of the device step where the kernels are not live
-TESTS = ("tests/test_cuda_library.py", "tests/test_gpu_stages.py", "tests/test_ops.py")
+TESTS = ("tests/ops/test_cuda_library.py", "tests/test_gpu_stages.py", "tests/ops/test_ops.py")
 
 
 class Run:

@@ -86,7 +86,7 @@ def device() -> int:
         )
     begun = time.monotonic()
     import lfm_torch
-    from lfm_torch._extension import library_problems
+    from lfm_torch.ops._extension import library_problems
 
     info = lfm_torch.build_info()
     emit("import", seconds=time.monotonic() - begun, version=info.version, simd=info.simd, driver=info.cuda_driver)

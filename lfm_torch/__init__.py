@@ -5,7 +5,6 @@ are taken wherever tensors are; what comes back are tensors.
 """
 
 from lfm_torch import baselines, descriptors, losses
-from lfm_torch._extension import build_info
 from lfm_torch._version import __version__ as __version__
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.align import align
@@ -21,6 +20,7 @@ from lfm_torch.functional_map import FunctionalMap, functional_map, paired_map
 from lfm_torch.graph import Graph, build_graph
 from lfm_torch.laplacian import Laplacian
 from lfm_torch.neighbors import Neighbors, knn
+from lfm_torch.ops._extension import build_info
 from lfm_torch.pipeline import distortion, similarity
 from lfm_torch.refine import icp, sinkhorn_map, zoomout
 from lfm_torch.representation import extract

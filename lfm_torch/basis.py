@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch._checks import ArrayLike
-from lfm_torch._precision import matmul, outside_autocast
+from lfm_torch._precision import matmul, outside_autocast, product
 from lfm_torch._warnings import warn
 from lfm_torch.graph import Graph
 from lfm_torch.laplacian import Laplacian
@@ -19,7 +19,6 @@ from lfm_torch.linalg import differentiable_eigenpairs, smallest_eigenpairs
 from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
 from lfm_torch.nystrom import extend_basis
-from lfm_torch.ops.full_precision import product
 from lfm_torch.ops.knn import unit_rows
 from lfm_torch.traced_basis import traced_pairs
 

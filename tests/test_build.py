@@ -133,7 +133,7 @@ def test_a_library_of_other_sources_is_named(checkout: Path) -> None:
     strict = ("-W", "error:_cpu")  # the message begins with the library's name
     assert "built from sources" not in run(checkout, *strict, "-c", INFO, **here)
     assert "_cuda*.so is missing" in run(
-        checkout, "-c", "from lfm_torch._extension import library_problems; print(library_problems())", **here
+        checkout, "-c", "from lfm_torch.ops._extension import library_problems; print(library_problems())", **here
     )
     with (checkout / "csrc" / "checks.h").open("a") as header:
         header.write("// changed\n")
@@ -177,7 +177,7 @@ def test_cuda_code_newer_than_the_driver_is_not_loaded(checkout: Path) -> None:
     load, torch.version.cuda = ctypes.CDLL, "12.8"
     ctypes.CDLL = lambda name, *rest, **options: Driver if name == "libcuda.so.1" else load(name, *rest, **options)
     warnings.simplefilter("ignore")
-    from lfm_torch._extension import load
+    from lfm_torch.ops._extension import load
     print(load().cuda.live, load().notes)
     """
     said = run(checkout, "-c", textwrap.dedent(code), PYTHONPATH=str(checkout), LFM_TORCH_NO_EXT="")

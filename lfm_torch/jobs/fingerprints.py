@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks, _files
-from lfm_torch._extension import simd_level
+from lfm_torch.ops._extension import simd_level
 
 # how a source asks for the digest of a file: a store remembers it
 DigestOf = Callable[[Path, Callable[[Path], str]], str]

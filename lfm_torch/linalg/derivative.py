@@ -26,11 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm_torch._precision import outside_autocast
+from lfm_torch._precision import outside_autocast, product
 from lfm_torch._warnings import warn
 from lfm_torch.linalg.conjugate_gradients import deflated_cg
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
-from lfm_torch.ops.full_precision import product
 
 
 def default_delta(dtype: torch.dtype) -> float:

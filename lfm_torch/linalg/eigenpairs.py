@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lfm_torch.ops.full_precision import product
+from lfm_torch._precision import product
 from lfm_torch.ops.krylov import batched_eigh
 
 

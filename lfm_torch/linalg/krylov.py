@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lfm_torch._precision import product
 from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
-from lfm_torch.ops.full_precision import product
 from lfm_torch.ops.krylov import BLOCK, batched_eigh, joined, orthonormalize_block
 
 _BLOCK = BLOCK

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lfm_torch._precision import product
 from lfm_torch.linalg.chebyshev import chebyshev_filter, lanczos_upper_bound
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, residual_norms
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
-from lfm_torch.ops.full_precision import product
 from lfm_torch.ops.krylov import batched_eigh
 
 _MAX_ITERATIONS = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lfm_torch.ops.full_precision import minus_product, product
+from lfm_torch._precision import minus_product, product
 
 
 def project_once(block: Tensor, basis: Tensor) -> Tensor:

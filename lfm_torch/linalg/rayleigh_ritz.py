@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lfm_torch.ops.full_precision import product
+from lfm_torch._precision import product
 from lfm_torch.ops.krylov import batched_eigh
 
 

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from lfm_torch._precision import product
 from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator
 from lfm_torch.linalg.orthogonalize import orthonormalize, project_once, project_out
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
-from lfm_torch.ops.full_precision import product
 
 _ROUNDS = 4
 _DIRECTIONS = 16

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from lfm_torch._precision import product
 from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs
 from lfm_torch.linalg.krylov import krylov
@@ -21,7 +22,6 @@ from lfm_torch.linalg.lobpcg import lobpcg
 from lfm_torch.linalg.orthogonalize import orthonormalize
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
 from lfm_torch.linalg.refine import refine
-from lfm_torch.ops.full_precision import product
 
 # each is followed by those that take over where it fails
 _SOLVERS = ("lobpcg", "krylov", "dense", "dense in float64")

@@ -2,7 +2,7 @@
 
 from lfm_torch.ops._registry import OPERATORS, Operator, has_native_kernel
 from lfm_torch.ops.geodesic import geodesics
-from lfm_torch.ops.graph import connected_components, symmetrize_edges
+from lfm_torch.ops.graphs import connected_components, symmetrize_edges
 from lfm_torch.ops.knn import nearest_neighbors, ragged_nearest_neighbors
 from lfm_torch.ops.krylov import batched_eigh, orthonormalize_block
 from lfm_torch.ops.laplacian import edge_products, laplacian_product

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from lfm_torch._extension import load
 from lfm_torch._warnings import LFMWarning
+from lfm_torch.ops._extension import load
 
 NAMESPACE = "lfm_torch"
 _library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch.ops._registry import Operator, register
-from lfm_torch.ops.graph import symmetrize_edges_reference
+from lfm_torch.ops.graphs import symmetrize_edges_reference
 
 # candidate distances held at once in the twin
 _CANDIDATES = 1 << 24

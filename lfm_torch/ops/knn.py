@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfm_torch._precision import outside_autocast
 from lfm_torch.ops._registry import Operator, register
-from lfm_torch.ops.graph import symmetrize_edges
+from lfm_torch.ops.graphs import symmetrize_edges
 from lfm_torch.ops.laplacian import laplacian_product
 
 METRICS = ("euclidean", "cosine", "angular", "inner_product")

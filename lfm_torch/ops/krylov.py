@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from lfm_torch._precision import minus_product, product
 from lfm_torch.ops._registry import Operator, register
-from lfm_torch.ops.full_precision import minus_product, product
 
 BLOCK = 16
 # a column that loses this much to the panels is projected once more; terms of the image count for so much

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch.ops._registry import Operator, register
-from lfm_torch.ops.graph import symmetrize_edges_reference
+from lfm_torch.ops.graphs import symmetrize_edges_reference
 
 PRODUCT_SCHEMA = (
     "(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right, Tensor x, Tensor? z, "

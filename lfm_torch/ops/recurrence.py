@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch.ops._registry import Operator, register
-from lfm_torch.ops.graph import symmetrize_edges_reference
+from lfm_torch.ops.graphs import symmetrize_edges_reference
 from lfm_torch.ops.laplacian import laplacian_product_reference
 
 

@@ -21,7 +21,7 @@ from cuda_emulator.translate import translate
 from torch import Tensor
 
 from lfm_torch.ops import OPERATORS
-from lfm_torch.ops.graph import SYMMETRIZATIONS
+from lfm_torch.ops.graphs import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
 
 SOURCES = ROOT / "csrc"

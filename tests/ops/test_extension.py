@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch._extension import SIMD_LEVELS, _device_notes
+from lfm_torch.ops._extension import SIMD_LEVELS, _device_notes
 
 
 def run(code: str, **environment: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import lfm_torch
 from lfm_torch.ops import OPERATORS
-from lfm_torch.ops.graph import SYMMETRIZATIONS
+from lfm_torch.ops.graphs import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
 
 # "cpu" rehearses the tests without a GPU, on the CPU's kernels: that they themselves are right

@@ -15,8 +15,8 @@ from oracles import TOLERANCES
 from processes import environment
 
 from lfm_torch import ops
-from lfm_torch._extension import SIMD_LEVELS
 from lfm_torch.ops import OPERATORS
+from lfm_torch.ops._extension import SIMD_LEVELS
 from lfm_torch.ops.knn import knn_reference
 
 CASES = [
@@ -64,8 +64,8 @@ def test_the_code_of_other_machines_agrees_as_well(level: str) -> None:
     """The level is chosen once in a process. Where this machine lacks it the next lower one runs."""
     if not ops.has_native_kernel("knn", torch.device("cpu")):
         pytest.skip("no compiled kernels")
-    here = Path(__file__).parent
-    tests = [f"{here / 'test_ops.py'}", str(here / "test_laplacian.py")]
+    here = Path(__file__).parents[1]
+    tests = [str(here / "ops" / "test_ops.py"), str(here / "test_laplacian.py")]
     command = [
         sys.executable,
         "-m",

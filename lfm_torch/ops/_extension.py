@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from lfm_torch._source_digest import source_digest
 from lfm_torch._version import __version__
 from lfm_torch._warnings import LFMWarning
+from lfm_torch.ops._source_digest import source_digest
 
 SIMD_LEVELS = ("generic", "avx2", "avx512", "vnni")
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _BUILD_AGAIN = "build it again: make setup, or python setup.py build_ext --inplace"
 
 
