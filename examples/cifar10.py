@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lfm_torch.state_dicts import load_weights
+from lfm_torch.representations.state_dicts import load_weights
 
 HERE = Path(__file__).parent
 DEFAULT_DATA = HERE.parent.parent / "shared" / "data"

@@ -11,7 +11,6 @@ from lfm_torch.align import align
 from lfm_torch.alignment import Alignment
 from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.basis_alignment import align_signs, align_subspaces
-from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.correspondence import mean_reciprocal_rank, pointwise_map
@@ -23,7 +22,8 @@ from lfm_torch.neighbors import Neighbors, knn
 from lfm_torch.ops._extension import build_info
 from lfm_torch.pipeline import distortion, similarity
 from lfm_torch.refine import icp, sinkhorn_map, zoomout
-from lfm_torch.representation import extract
+from lfm_torch.representations.checkpoints import Checkpoints
+from lfm_torch.representations.extraction import extract
 from lfm_torch.significance import sensitivity, significance
 from lfm_torch.similarity import heat_overlap, heat_overlap_probes, lfm_similarity, subspace_overlap
 from lfm_torch.transfer import fit_translator, stitch

@@ -19,11 +19,8 @@ import torch
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch._nonfinite import Nonfinite, check_nonfinite
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
-from lfm_torch.checkpoint_files import Checkpoint, in_order, parse_name
-from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.comparison import Comparison, Failure, Item
 from lfm_torch.graph import Weights, build_graph
 from lfm_torch.jobs import memory
@@ -45,7 +42,10 @@ from lfm_torch.jobs.tasks import (
 )
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
-from lfm_torch.sources import Given, Source
+from lfm_torch.representations.checkpoint_files import Checkpoint, in_order, parse_name
+from lfm_torch.representations.checkpoints import Checkpoints
+from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite
+from lfm_torch.representations.sources import Given, Source
 
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def compare(
     Args:
         representations: ``{network: {layer: [n, d]}}`` or ``{network: [n, d]}``; row i is the same sample everywhere. A
             :class:`Checkpoints` reads them from files, one at a time; so do the other classes of
-            :mod:`lfm_torch.sources`.
+            :mod:`lfm_torch.representations.sources`.
         measures: One name or several; :data:`lfm_torch.measures.MEASURES` describes them all.
         n_neighbors: Neighbours in the graphs; None takes 15% of the samples, at most 300.
         n_basis: Eigenvectors per space, less than n; None takes a quarter of the samples, at most 50.

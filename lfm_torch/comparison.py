@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch._warnings import kind_of
-from lfm_torch.checkpoint_files import Checkpoint
 from lfm_torch.measures import MEASURES, below_chance, full_name
+from lfm_torch.representations.checkpoint_files import Checkpoint
 
 if TYPE_CHECKING:
     import pandas

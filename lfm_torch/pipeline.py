@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch._nonfinite import Nonfinite, check_nonfinite, finite_pair
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import about, note, said_once, warn
 from lfm_torch.baselines.points import Points, State
@@ -24,6 +23,7 @@ from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graph import Graph, Weights, build_graph
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
 from lfm_torch.neighbors import ANGULAR, Metric
+from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite, finite_pair
 from lfm_torch.similarity import Maps
 
 # Layers of CIFAR-10 networks, ReLU and pooled, have a mean of .6 to 2.5 times the spread, word vectors of .5, pixels of

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch._nonfinite import Nonfinite
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import collecting, note, said_once
 from lfm_torch.baselines.points import Points
@@ -31,6 +30,7 @@ from lfm_torch.measures import (
 from lfm_torch.neighbors import default_n_neighbors
 from lfm_torch.pairs import shuffled_maps, shuffled_scores
 from lfm_torch.pipeline import bases_of_pair, check_pair, similarity, states_of_pair
+from lfm_torch.representations.nonfinite import Nonfinite
 from lfm_torch.similarity import Maps
 
 # halves of so many entries of n x n arrays are taken at once

@@ -13,11 +13,11 @@ from extras import need, needs
 from torch import Tensor, nn
 
 from lfm_torch import LFMWarning, similarity
-from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.jobs.store import Store
 from lfm_torch.measures import MEASURES
+from lfm_torch.representations.checkpoints import Checkpoints
 
 N = 80
 OPTIONS: dict[str, Any] = {"n_basis": 8, "n_neighbors": 12}

@@ -22,14 +22,14 @@ from processes import environment
 from torch import Tensor, nn
 
 from lfm_torch import LFMWarning
-from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.jobs import blocks, pieces
-from lfm_torch.jobs.fingerprints import model_digest
 from lfm_torch.jobs.store import Store
 from lfm_torch.jobs.tasks import Block, Reduction
 from lfm_torch.measures import MEASURES
+from lfm_torch.representations.checkpoints import Checkpoints
+from lfm_torch.representations.fingerprints import model_digest
 
 OPTIONS: dict[str, Any] = {"n_basis": 8, "n_neighbors": 12, "measures": ["lfm", "overlap", "heat", "linear_cka"]}
 LAYERS = ["one", "two"]
@@ -214,7 +214,7 @@ def test_copies_of_a_checkpoint_share_its_pieces(runs: Path, tmp_path: Path, wor
 PROGRAM = """
     import sys, torch
     from test_jobs import LAYERS, OPTIONS, Net, probe
-    from lfm_torch.checkpoints import Checkpoints
+    from lfm_torch.representations.checkpoints import Checkpoints
     from lfm_torch.compare import compare
 
     runs, store, out = sys.argv[1:4]

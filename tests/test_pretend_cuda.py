@@ -36,8 +36,8 @@ from lfm_torch.jobs import bases, pieces
 from lfm_torch.losses import DirichletAlignmentLoss, LFMAlignmentLoss
 from lfm_torch.map_weights import choose_weights
 from lfm_torch.measures import MEASURES
-from lfm_torch.models import Models
 from lfm_torch.ops import OPERATORS
+from lfm_torch.representations.models import Models
 from lfm_torch.training import Monitor
 from lfm_torch.transfer import Translator, relative_representations
 

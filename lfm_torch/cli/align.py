@@ -15,7 +15,7 @@ from torch import Tensor
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.align import METHODS, METRICS, align
 from lfm_torch.alignment import Alignment
-from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
+from lfm_torch.representations.arrays import ARRAY_SUFFIXES, load_array
 from lfm_torch.transfer import KINDS
 
 

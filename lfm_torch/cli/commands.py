@@ -19,13 +19,13 @@ from typing import Any
 from lfm_torch import _checks
 from lfm_torch._version import __version__
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.checkpoint_files import find_checkpoints
-from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.cli import align, cache, compare, extract, runfile, similarity
 from lfm_torch.cli.inputs import load_data, load_object
 from lfm_torch.cli.options import EXIT_STATUS, FAILED, INTERRUPTED, OK, add_output, make_writable
 from lfm_torch.ops._extension import build_info
 from lfm_torch.report import terminal
+from lfm_torch.representations.checkpoint_files import find_checkpoints
+from lfm_torch.representations.checkpoints import Checkpoints
 
 # what the library uses or works with, as pip names it
 _PACKAGES = (

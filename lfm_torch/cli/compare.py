@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.checkpoint_files import SUFFIXES, find_checkpoints
-from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.cli.inputs import load_data, load_model
 from lfm_torch.cli.options import OK, PARTIAL, add_model, add_settings, make_writable, measures_of
 from lfm_torch.compare import compare
@@ -24,9 +22,11 @@ from lfm_torch.jobs.engines import ENGINES
 from lfm_torch.jobs.plan import plan
 from lfm_torch.jobs.store import INDEX, Store, parse_size
 from lfm_torch.jobs.tasks import Settings
-from lfm_torch.models import ORIGINS, Activations, Models
 from lfm_torch.report import terminal
-from lfm_torch.sources import Source
+from lfm_torch.representations.checkpoint_files import SUFFIXES, find_checkpoints
+from lfm_torch.representations.checkpoints import Checkpoints
+from lfm_torch.representations.models import ORIGINS, Activations, Models
+from lfm_torch.representations.sources import Source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from lfm_torch import _checks, _files
-from lfm_torch.checkpoints import Checkpoints
 from lfm_torch.cli.inputs import load_data, load_model
 from lfm_torch.cli.options import OK, add_model, make_writable
+from lfm_torch.representations.checkpoints import Checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lfm_torch import _checks
-from lfm_torch.arrays import ARRAY_SUFFIXES, load_array
+from lfm_torch.representations.arrays import ARRAY_SUFFIXES, load_array
 
 
 def load_model(arguments: argparse.Namespace) -> torch.nn.Module:

@@ -6,12 +6,12 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from lfm_torch._nonfinite import NONFINITE
-from lfm_torch.arrays import ARRAY_SUFFIXES
 from lfm_torch.graph import WEIGHTS
 from lfm_torch.measures import DEFAULT_MEASURES, MEASURES, check_measures
 from lfm_torch.ops.knn import METRICS
-from lfm_torch.representation import POOLINGS
+from lfm_torch.representations.arrays import ARRAY_SUFFIXES
+from lfm_torch.representations.extraction import POOLINGS
+from lfm_torch.representations.nonfinite import NONFINITE
 
 OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
 EXIT_STATUS = """exit status:

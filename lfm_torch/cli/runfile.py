@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm_torch import _checks
-from lfm_torch.arrays import check_file
+from lfm_torch.representations.arrays import check_file
 
 SUFFIXES = (".toml", ".yaml", ".yml")
 

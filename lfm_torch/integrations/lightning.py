@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lfm_torch._probe import is_sharded
 from lfm_torch.integrations._options import check_figures, check_intervals
-from lfm_torch.representation import Layers
+from lfm_torch.representations.extraction import Layers
+from lfm_torch.representations.probe import is_sharded
 from lfm_torch.training import Monitor, MonitorOptions, Point, metrics_of
 from lfm_torch.training.distributed import is_rank_zero, world_size
 from lfm_torch.training.tracker import Reference

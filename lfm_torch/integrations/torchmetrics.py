@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch._nonfinite import Nonfinite, check_nonfinite
 from lfm_torch.graph import Weights
 from lfm_torch.measures import MAP_MEASURES, check_measures
 from lfm_torch.neighbors import Metric
 from lfm_torch.pipeline import check_pair, check_sizes, similarity, sizes_for_batch
+from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite
 
 try:
     import torchmetrics

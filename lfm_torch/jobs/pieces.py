@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch._nonfinite import rows_not_finite, without_rows
 from lfm_torch._warnings import LFMWarning, collecting
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.comparison import Failure
@@ -42,8 +41,9 @@ from lfm_torch.jobs.tasks import (
 )
 from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.pairs import score_sides, shuffled_maps, shuffled_scores, stored
+from lfm_torch.representations.nonfinite import rows_not_finite, without_rows
+from lfm_torch.representations.sources import SINGLE_LAYER, Source
 from lfm_torch.similarity import Maps
-from lfm_torch.sources import SINGLE_LAYER, Source
 
 
 @dataclass

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from lfm_torch import _checks, _files
 from lfm_torch._precision import outside_autocast
-from lfm_torch._probe import is_sharded, unwrapped
 from lfm_torch._warnings import kind_of, warn
 from lfm_torch.graph import Weights
 from lfm_torch.measures import check_measures, full_name
 from lfm_torch.neighbors import Metric
-from lfm_torch.representation import POOLINGS, Layers, Pooling, activations, as_batches, resolve_layers
-from lfm_torch.state_dicts import fitting_weights
+from lfm_torch.representations.extraction import POOLINGS, Layers, Pooling, activations, as_batches, resolve_layers
+from lfm_torch.representations.probe import is_sharded, unwrapped
+from lfm_torch.representations.state_dicts import fitting_weights
 from lfm_torch.training.alerts import Alert, Event
 from lfm_torch.training.distributed import from_rank_zero, is_rank_zero
 from lfm_torch.training.spaces import SpaceSettings

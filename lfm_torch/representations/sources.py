@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch.jobs.fingerprints import DigestOf, digest, value_digest
+from lfm_torch.representations.fingerprints import DigestOf, digest, value_digest
 
 if TYPE_CHECKING:
-    from lfm_torch.checkpoint_files import Checkpoint
+    from lfm_torch.representations.checkpoint_files import Checkpoint
 
 SINGLE_LAYER = "representation"
 

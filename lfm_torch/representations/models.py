@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
-from lfm_torch.arrays import ARRAY_SUFFIXES, check_file, read_tensors
-from lfm_torch.checkpoint_files import Checkpoint, find_checkpoints
-from lfm_torch.jobs.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest, value_digest
-from lfm_torch.representation import Pooling, activations, as_batches, move_model, resolve_layers
-from lfm_torch.sources import SINGLE_LAYER, Source
+from lfm_torch.representations.arrays import ARRAY_SUFFIXES, check_file, read_tensors
+from lfm_torch.representations.checkpoint_files import Checkpoint, find_checkpoints
+from lfm_torch.representations.extraction import Pooling, activations, as_batches, move_model, resolve_layers
+from lfm_torch.representations.fingerprints import (
+    DigestOf,
+    batches_digest,
+    digest,
+    file_digest,
+    model_digest,
+    value_digest,
+)
+from lfm_torch.representations.sources import SINGLE_LAYER, Source
 
 ORIGINS = ("timm", "torchvision", "transformers")
 

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from test_arrays import Bomb
 from torch import Tensor, nn
 
-from lfm_torch.checkpoint_files import Checkpoint, find_checkpoints, parse_name
-from lfm_torch.checkpoints import Checkpoints
-from lfm_torch.state_dicts import load_weights
+from lfm_torch.representations.checkpoint_files import Checkpoint, find_checkpoints, parse_name
+from lfm_torch.representations.checkpoints import Checkpoints
+from lfm_torch.representations.state_dicts import load_weights
 
 
 class Net(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lfm_torch.arrays import read_tensors
-from lfm_torch.checkpoint_files import weight_files
+from lfm_torch.representations.arrays import read_tensors
+from lfm_torch.representations.checkpoint_files import weight_files
 
 # where training loops put the weights inside a checkpoint
 _STATE_KEYS = ("state_dict", "model_state_dict", "model", "module", "weights")

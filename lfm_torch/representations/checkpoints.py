@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks
-from lfm_torch.arrays import check_file
-from lfm_torch.checkpoint_files import Checkpoint, find_checkpoints, weight_files
-from lfm_torch.jobs.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest
-from lfm_torch.representation import POOLINGS, Pooling, activations, as_batches, move_model, resolve_layers
-from lfm_torch.sources import Source
-from lfm_torch.state_dicts import load_weights
+from lfm_torch.representations.arrays import check_file
+from lfm_torch.representations.checkpoint_files import Checkpoint, find_checkpoints, weight_files
+from lfm_torch.representations.extraction import POOLINGS, Pooling, activations, as_batches, move_model, resolve_layers
+from lfm_torch.representations.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest
+from lfm_torch.representations.sources import Source
+from lfm_torch.representations.state_dicts import load_weights
 
 
 class Checkpoints(Source):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lfm_torch import _checks
-from lfm_torch._gathering import Store, open_store
 from lfm_torch._precision import at_least_single
-from lfm_torch._probe import named_layers, untouched, unwrapped
+from lfm_torch.representations.gathering import Store, open_store
+from lfm_torch.representations.probe import named_layers, untouched, unwrapped
 
 Pooling = Literal["mean", "cls", "last", "flatten"]
 POOLINGS = ("mean", "cls", "last", "flatten")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lfm_torch.arrays import load_array, read_tensors
+from lfm_torch.representations.arrays import load_array, read_tensors
 
 
 class Bomb:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
-from lfm_torch.representation import extract
+from lfm_torch.representations.extraction import extract
 
 
 class Network(nn.Module):
