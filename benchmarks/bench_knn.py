@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import lfm_torch as lfm
-from lfm_torch.graph import graph_from_neighbors
+from lfm_torch.graphs.graph import graph_from_neighbors
 
 CHUNK = 1024  # rows of the matmul peer: the fastest of 256 to 4096 here
 CHUNK_ON_GPU = 4096  # products large enough to fill it, and 1.6 GB where there are 100,000 columns

@@ -16,9 +16,9 @@ from lfm_torch.comparison import Comparison
 from lfm_torch.correspondence import mean_reciprocal_rank, pointwise_map
 from lfm_torch.distortion import Distortion, shape_difference
 from lfm_torch.functional_map import FunctionalMap, functional_map, paired_map
-from lfm_torch.graph import Graph, build_graph
-from lfm_torch.laplacian import Laplacian
-from lfm_torch.neighbors import Neighbors, knn
+from lfm_torch.graphs.graph import Graph, build_graph
+from lfm_torch.graphs.laplacian import Laplacian
+from lfm_torch.graphs.neighbors import Neighbors, knn
 from lfm_torch.ops._extension import build_info
 from lfm_torch.pipeline import distortion, similarity
 from lfm_torch.refine import icp, sinkhorn_map, zoomout

@@ -13,8 +13,8 @@ from lfm_torch import _checks, _files
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import matmul, outside_autocast, product
 from lfm_torch._warnings import warn
-from lfm_torch.graph import Graph
-from lfm_torch.laplacian import Laplacian
+from lfm_torch.graphs.graph import Graph
+from lfm_torch.graphs.laplacian import Laplacian
 from lfm_torch.linalg import differentiable_eigenpairs, smallest_eigenpairs
 from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms

@@ -22,7 +22,8 @@ from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.comparison import Comparison, Failure, Item
-from lfm_torch.graph import Weights, build_graph
+from lfm_torch.graphs.graph import Weights, build_graph
+from lfm_torch.graphs.neighbors import Metric
 from lfm_torch.jobs import memory
 from lfm_torch.jobs.blocks import all_pairs, chance_levels
 from lfm_torch.jobs.engines import DistributedEngine, Engine, make_engine
@@ -41,7 +42,6 @@ from lfm_torch.jobs.tasks import (
     rows_key,
 )
 from lfm_torch.measures import DEFAULT_MEASURES, check_measures
-from lfm_torch.neighbors import Metric
 from lfm_torch.representations.checkpoint_files import Checkpoint, in_order, parse_name
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite

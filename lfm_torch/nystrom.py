@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch.graph import Graph, _directed_weights
-from lfm_torch.neighbors import Metric, knn
+from lfm_torch.graphs.graph import Graph, _directed_weights
+from lfm_torch.graphs.neighbors import Metric, knn
 
 if TYPE_CHECKING:
     from lfm_torch.basis import Basis

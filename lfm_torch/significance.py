@@ -18,6 +18,7 @@ from lfm_torch._warnings import collecting, note, said_once
 from lfm_torch.baselines.points import Points
 from lfm_torch.basis import default_n_basis
 from lfm_torch.functional_map import paired_map
+from lfm_torch.graphs.neighbors import default_n_neighbors
 from lfm_torch.measures import (
     DEFAULT_MEASURES,
     MAP_MEASURES,
@@ -27,7 +28,6 @@ from lfm_torch.measures import (
     below_chance,
     check_measures,
 )
-from lfm_torch.neighbors import default_n_neighbors
 from lfm_torch.pairs import shuffled_maps, shuffled_scores
 from lfm_torch.pipeline import bases_of_pair, check_pair, similarity, states_of_pair
 from lfm_torch.representations.nonfinite import Nonfinite

@@ -11,7 +11,7 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.functional_map import FunctionalMap
-from lfm_torch.laplacian import Laplacian
+from lfm_torch.graphs.laplacian import Laplacian
 from lfm_torch.ops import inner_products, map_energies
 
 HEAT_TIME = 2.0

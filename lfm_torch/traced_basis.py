@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lfm_torch.graph import Graph
-from lfm_torch.laplacian import Laplacian
+from lfm_torch.graphs.graph import Graph
+from lfm_torch.graphs.laplacian import Laplacian
 
 if TYPE_CHECKING:
     from lfm_torch.basis import Basis

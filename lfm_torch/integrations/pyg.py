@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
-from lfm_torch.graph import Graph
-from lfm_torch.neighbors import Metric, knn, set_offsets
+from lfm_torch.graphs.graph import Graph
+from lfm_torch.graphs.neighbors import Metric, knn, set_offsets
 from lfm_torch.ops.knn import unit_rows
 
 if TYPE_CHECKING:

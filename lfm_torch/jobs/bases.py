@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfm_torch._warnings import collecting
 from lfm_torch.basis import Basis, spectral_basis
-from lfm_torch.graph import Graph
+from lfm_torch.graphs.graph import Graph
 from lfm_torch.jobs.tasks import Settings
 from lfm_torch.pipeline import representation_basis, representation_graph
 

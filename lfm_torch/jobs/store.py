@@ -1,8 +1,8 @@
 """What a comparison has finished, on disk: bases as safetensors files, values of pairs in SQLite, by content.
 
-A piece is named by a digest of everything it depends on (see :mod:`lfm_torch.representations.fingerprints`), so it is never wrong,
-only absent: a changed setting asks for another name. Files are written beside their place, synchronised and renamed,
-and the index is a transaction, so that a process may be killed, or the disk fill up, at any moment.
+A piece is named by a digest of everything it depends on (see :mod:`lfm_torch.representations.fingerprints`), so it is
+never wrong, only absent: a changed setting asks for another name. Files are written beside their place, synchronised
+and renamed, and the index is a transaction, so that a process may be killed, or the disk fill up, at any moment.
 """
 
 from __future__ import annotations

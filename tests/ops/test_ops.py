@@ -65,7 +65,7 @@ def test_the_code_of_other_machines_agrees_as_well(level: str) -> None:
     if not ops.has_native_kernel("knn", torch.device("cpu")):
         pytest.skip("no compiled kernels")
     here = Path(__file__).parents[1]
-    tests = [str(here / "ops" / "test_ops.py"), str(here / "test_laplacian.py")]
+    tests = [str(here / "ops" / "test_ops.py"), str(here / "graphs" / "test_laplacian.py")]
     command = [
         sys.executable,
         "-m",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import scipy.sparse
     from torch_sparse import SparseTensor
 
-    from lfm_torch.graph import Graph
+    from lfm_torch.graphs.graph import Graph
 
 Normalization = Literal["symmetric", "random_walk", "unnormalized"]
 NORMALIZATIONS = ("symmetric", "random_walk", "unnormalized")

@@ -16,8 +16,8 @@ from torch import Tensor
 from lfm_torch import _checks, _files, ops
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
-from lfm_torch.laplacian import Laplacian, Normalization, scipy_csr
-from lfm_torch.neighbors import Metric, Neighbors, default_n_neighbors, knn, power_into_range, set_offsets
+from lfm_torch.graphs.laplacian import Laplacian, Normalization, scipy_csr
+from lfm_torch.graphs.neighbors import Metric, Neighbors, default_n_neighbors, knn, power_into_range, set_offsets
 from lfm_torch.ops.graphs import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
 

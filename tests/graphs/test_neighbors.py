@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.masked import masked_tensor
 
 import lfm_torch as lfm
-from lfm_torch.neighbors import default_n_neighbors
+from lfm_torch.graphs.neighbors import default_n_neighbors
 
 METRICS = ("euclidean", "cosine", "angular", "inner_product")
 
