@@ -9,8 +9,6 @@ from lfm_torch._version import __version__ as __version__
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.align import align
 from lfm_torch.alignment import Alignment
-from lfm_torch.basis import Basis, spectral_basis
-from lfm_torch.basis_alignment import align_signs, align_subspaces
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.correspondence import mean_reciprocal_rank, pointwise_map
@@ -26,6 +24,8 @@ from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.extraction import extract
 from lfm_torch.significance import sensitivity, significance
 from lfm_torch.similarity import heat_overlap, heat_overlap_probes, lfm_similarity, subspace_overlap
+from lfm_torch.spectral.basis import Basis, spectral_basis
+from lfm_torch.spectral.basis_alignment import align_signs, align_subspaces
 from lfm_torch.transfer import fit_translator, stitch
 
 __all__ = [

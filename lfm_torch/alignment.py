@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lfm_torch.basis import Basis
 from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.spectral.basis import Basis
 from lfm_torch.transfer import Translator
 
 

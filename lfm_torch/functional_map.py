@@ -12,8 +12,8 @@ from lfm_torch import _checks, _files
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
 from lfm_torch._warnings import warn
-from lfm_torch.basis import Basis
 from lfm_torch.linalg.map_energy import MapEnergy, attach_gradient, minimize
+from lfm_torch.spectral.basis import Basis
 
 # numbers of products of eigenvectors held at a time: 1 MiB of float64
 _PRODUCTS = 1 << 17

@@ -26,13 +26,13 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch._warnings import each_once
-from lfm_torch.basis import Basis, default_n_basis
 from lfm_torch.functional_map import functional_map, paired_map
 from lfm_torch.graphs.graph import Graph, Weights, build_graph
 from lfm_torch.graphs.neighbors import Metric
 from lfm_torch.measures import MAP_MEASURES
 from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
 from lfm_torch.similarity import Maps
+from lfm_torch.spectral.basis import Basis, default_n_basis
 
 # readings that mean something for a map solved from descriptors: the others take it for the product of two bases
 _UNPAIRED = ("lfm", "lfm_paper", "lfm_unsquared", "orthogonality_error", "commutativity_error")

@@ -17,7 +17,6 @@ from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import about, note, said_once, warn
 from lfm_torch.baselines.points import Points, State
-from lfm_torch.basis import Basis, spectral_basis
 from lfm_torch.distortion import Distortion, map_distortion
 from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graphs.graph import Graph, Weights, build_graph
@@ -25,6 +24,7 @@ from lfm_torch.graphs.neighbors import ANGULAR, Metric
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite, finite_pair
 from lfm_torch.similarity import Maps
+from lfm_torch.spectral.basis import Basis, spectral_basis
 
 # Layers of CIFAR-10 networks, ReLU and pooled, have a mean of .6 to 2.5 times the spread, word vectors of .5, pixels of
 # .8 to 1.9; only beyond is an offset likely that means nothing. It is told from a sample of the rows.

@@ -16,7 +16,6 @@ from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import collecting, note, said_once
 from lfm_torch.baselines.points import Points
-from lfm_torch.basis import default_n_basis
 from lfm_torch.functional_map import paired_map
 from lfm_torch.graphs.neighbors import default_n_neighbors
 from lfm_torch.measures import (
@@ -32,6 +31,7 @@ from lfm_torch.pairs import shuffled_maps, shuffled_scores
 from lfm_torch.pipeline import bases_of_pair, check_pair, similarity, states_of_pair
 from lfm_torch.representations.nonfinite import Nonfinite
 from lfm_torch.similarity import Maps
+from lfm_torch.spectral.basis import default_n_basis
 
 # halves of so many entries of n x n arrays are taken at once
 _HALVES_ENTRIES = 2**25

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.basis import default_n_basis
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.significance import Sensitivity
+from lfm_torch.spectral.basis import default_n_basis
 
 
 def test_against_plain_numpy() -> None:

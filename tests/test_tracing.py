@@ -12,8 +12,9 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import lfm_torch as lfm
-from lfm_torch import neighbors, traced_basis
+from lfm_torch.graphs import neighbors
 from lfm_torch.integrations import pyg
+from lfm_torch.spectral import traced
 
 N = 50
 Function = Callable[[Tensor, Tensor], Any]
@@ -160,5 +161,5 @@ def test_what_the_solver_has_to_say_comes_when_it_runs() -> None:
 def test_opcheck_of_the_operators_of_traced_programs() -> None:
     graph = lfm.build_graph(randn(N, 5).double())
     matrix = (graph.rowptr, graph.col, graph.weight.requires_grad_(), N, [], "symmetric")
-    torch.library.opcheck(traced_basis._basis, (*matrix, 5, "auto", 1e-8, None, True))
+    torch.library.opcheck(traced._basis, (*matrix, 5, "auto", 1e-8, None, True))
     torch.library.opcheck(neighbors._traced_offsets, (SETS, N, "batch"))

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch.baselines.points import Points
-from lfm_torch.basis import Basis
 from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graphs.graph import Weights
 from lfm_torch.graphs.neighbors import Metric
 from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
 from lfm_torch.similarity import Maps, heat_overlap
+from lfm_torch.spectral.basis import Basis
 
 # Residuals a hundred times the solver's default. The error of a score goes with their square: on CIFAR-10 layers it is
 # at most 2e-4, and where a layer moved little a warm start is there after one filter instead of six.

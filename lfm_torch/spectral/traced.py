@@ -18,7 +18,7 @@ from lfm_torch.graphs.graph import Graph
 from lfm_torch.graphs.laplacian import Laplacian
 
 if TYPE_CHECKING:
-    from lfm_torch.basis import Basis
+    from lfm_torch.spectral.basis import Basis
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -38,7 +38,7 @@ def traced_pairs(
 def _solved(
     rowptr: Tensor, col: Tensor, weight: Tensor, n_nodes: int, batch: Sequence[int], normalization: Any, *how: Any
 ) -> Basis:
-    from lfm_torch.basis import spectral_basis
+    from lfm_torch.spectral.basis import spectral_basis
 
     n_basis, solver, tol, max_iterations = how
     laplacian = Laplacian(Graph(rowptr, col, weight, n_nodes, tuple(batch)), normalization)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lfm_torch._precision import matmul, outside_autocast
 
 if TYPE_CHECKING:
-    from lfm_torch.basis import Basis
+    from lfm_torch.spectral.basis import Basis
 
 
 @outside_autocast

@@ -18,9 +18,9 @@ from lfm_torch.graphs.laplacian import Laplacian
 from lfm_torch.linalg import differentiable_eigenpairs, smallest_eigenpairs
 from lfm_torch.linalg.chebyshev import Window
 from lfm_torch.linalg.eigenpairs import Eigenpairs, residual_norms
-from lfm_torch.nystrom import extend_basis
 from lfm_torch.ops.knn import unit_rows
-from lfm_torch.traced_basis import traced_pairs
+from lfm_torch.spectral.nystrom import extend_basis
+from lfm_torch.spectral.traced import traced_pairs
 
 Solver = Literal["auto", "lobpcg", "krylov", "dense"]
 # not one that data is likely to be drawn with: a start that is the data itself misleads the survey of the spectrum

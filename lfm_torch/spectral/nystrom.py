@@ -13,7 +13,7 @@ from lfm_torch.graphs.graph import Graph, _directed_weights
 from lfm_torch.graphs.neighbors import Metric, knn
 
 if TYPE_CHECKING:
-    from lfm_torch.basis import Basis
+    from lfm_torch.spectral.basis import Basis
 
 # 1 - lambda divides: what has to come out of it would be noise
 _LEAST = 1e-3
