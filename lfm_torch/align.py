@@ -17,7 +17,7 @@ from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch._warnings import warn
 from lfm_torch.alignment import Alignment, Correspondence
 from lfm_torch.correspondence import agreeing_pairs, mutual_pairs, nearest, pointwise_map
-from lfm_torch.descriptors import anchor_distances, label_indicators
+from lfm_torch.descriptors.anchors import anchor_distances, label_indicators
 from lfm_torch.functional_map import functional_map
 from lfm_torch.graphs.graph import build_graph
 from lfm_torch.graphs.neighbors import Metric
