@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.sparse.csgraph import dijkstra
 
 import lfm_torch as lfm
-from lfm_torch.functional_map import laplacian_mask, multiplication_operators
+from lfm_torch.maps.solve import laplacian_mask, multiplication_operators
 from lfm_torch.ops import geodesics
 
 LAPLACIAN, COMMUTATIVITY, RIDGE = 1e-2, 1e-1, 1e-6

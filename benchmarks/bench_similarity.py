@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import lfm_torch as lfm
-from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.similarity import HEAT_TIME, Maps, heat, overlap
 from lfm_torch.similarity import lfm as lfm_reading
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._precision import outside_autocast
-from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.maps.fmap import FunctionalMap
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -26,9 +26,10 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch._warnings import each_once
-from lfm_torch.functional_map import functional_map, paired_map
 from lfm_torch.graphs.graph import Graph, Weights, build_graph
 from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.maps.fmap import paired_map
+from lfm_torch.maps.solve import functional_map
 from lfm_torch.measures import MAP_MEASURES
 from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
 from lfm_torch.similarity import Maps

@@ -20,7 +20,7 @@ from lfm_torch.baselines import cca, cka, neighbors, regression
 from lfm_torch.baselines.points import Points, State, permute_both, permute_rows, score_inner, score_kernels
 from lfm_torch.baselines.procrustes import prepare_procrustes, score_angular, score_distance
 from lfm_torch.baselines.rsa import prepare_rsa
-from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.similarity import Maps
 
 Invariance = Literal["translation", "scaling", "orthogonal", "linear"]

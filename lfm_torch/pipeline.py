@@ -18,9 +18,9 @@ from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import about, note, said_once, warn
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.distortion import Distortion, map_distortion
-from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graphs.graph import Graph, Weights, build_graph
 from lfm_torch.graphs.neighbors import ANGULAR, Metric
+from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite, finite_pair
 from lfm_torch.similarity import Maps

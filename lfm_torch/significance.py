@@ -16,8 +16,8 @@ from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import collecting, note, said_once
 from lfm_torch.baselines.points import Points
-from lfm_torch.functional_map import paired_map
 from lfm_torch.graphs.neighbors import default_n_neighbors
+from lfm_torch.maps.fmap import paired_map
 from lfm_torch.measures import (
     DEFAULT_MEASURES,
     MAP_MEASURES,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._precision import at_least_single, outside_autocast
-from lfm_torch.functional_map import FunctionalMap
 from lfm_torch.graphs.laplacian import Laplacian
+from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.ops import inner_products, map_energies
 
 HEAT_TIME = 2.0

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lfm_torch.cli import main
-from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.transfer import Translator
 
 

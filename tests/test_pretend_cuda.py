@@ -29,12 +29,12 @@ import lfm_torch as lfm
 from lfm_torch import baselines, descriptors
 from lfm_torch.cli import main
 from lfm_torch.consistent import consistent_maps
-from lfm_torch.correspondence import agreeing_pairs, mutual_pairs, retrieve
 from lfm_torch.gromov import gromov_wasserstein
 from lfm_torch.integrations.pyg import knn_graph
 from lfm_torch.jobs import bases, pieces
 from lfm_torch.losses import DirichletAlignmentLoss, LFMAlignmentLoss
 from lfm_torch.map_weights import choose_weights
+from lfm_torch.maps.correspondence import agreeing_pairs, mutual_pairs, retrieve
 from lfm_torch.measures import MEASURES
 from lfm_torch.ops import OPERATORS
 from lfm_torch.representations.models import Models

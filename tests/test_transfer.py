@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lfm_torch as lfm
-from lfm_torch.correspondence import mean_reciprocal_rank, mutual_pairs, pointwise_map, retrieve
+from lfm_torch.maps.correspondence import mean_reciprocal_rank, mutual_pairs, pointwise_map, retrieve
 from lfm_torch.transfer import KINDS, Translator, fit_translator, relative_representations, stitch
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch.baselines.points import Points
-from lfm_torch.functional_map import FunctionalMap, paired_map
 from lfm_torch.graphs.graph import Weights
 from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
 from lfm_torch.similarity import Maps, heat_overlap

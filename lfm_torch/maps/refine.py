@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
-from lfm_torch.correspondence import pointwise_map, spectral_points
-from lfm_torch.functional_map import FunctionalMap
+from lfm_torch.maps.correspondence import pointwise_map, spectral_points
+from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.spectral.basis import Basis
 
 # entries of a soft assignment that sinkhorn_map will hold

@@ -12,7 +12,7 @@ from extras import need
 from torch import Tensor
 
 import lfm_torch as lfm
-from lfm_torch.functional_map import functional_map, laplacian_mask, multiplication_operators
+from lfm_torch.maps.solve import functional_map, laplacian_mask, multiplication_operators
 
 
 def basis_of(n: int, n_basis: int, *, seed: int = 0, dtype: torch.dtype = torch.float64, batch: int = 0) -> lfm.Basis:

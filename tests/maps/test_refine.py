@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import lfm_torch as lfm
-from lfm_torch.correspondence import pointwise_map
-from lfm_torch.refine import icp, log_sinkhorn, orthogonalize, projected_map, sinkhorn_map, zoomout
+from lfm_torch.maps.correspondence import pointwise_map
+from lfm_torch.maps.refine import icp, log_sinkhorn, orthogonalize, projected_map, sinkhorn_map, zoomout
 
 
 def pair(n: int, n_basis: int) -> tuple[Tensor, lfm.Basis, lfm.Basis]:
