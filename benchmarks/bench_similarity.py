@@ -16,8 +16,8 @@ from torch import Tensor
 
 import lfm_torch as lfm
 from lfm_torch.maps.fmap import FunctionalMap
-from lfm_torch.similarity import HEAT_TIME, Maps, heat, overlap
-from lfm_torch.similarity import lfm as lfm_reading
+from lfm_torch.measures.map_readings import HEAT_TIME, Maps, heat, overlap
+from lfm_torch.measures.map_readings import lfm as lfm_reading
 
 SIDE = 32
 

@@ -11,7 +11,6 @@ from lfm_torch.align import align
 from lfm_torch.alignment import Alignment
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
-from lfm_torch.distortion import Distortion, shape_difference
 from lfm_torch.graphs.graph import Graph, build_graph
 from lfm_torch.graphs.laplacian import Laplacian
 from lfm_torch.graphs.neighbors import Neighbors, knn
@@ -19,12 +18,13 @@ from lfm_torch.maps.correspondence import mean_reciprocal_rank, pointwise_map
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.maps.refine import icp, sinkhorn_map, zoomout
 from lfm_torch.maps.solve import functional_map
+from lfm_torch.measures.distortion import Distortion, shape_difference
+from lfm_torch.measures.map_readings import heat_overlap, heat_overlap_probes, lfm_similarity, subspace_overlap
 from lfm_torch.ops._extension import build_info
 from lfm_torch.pipeline import distortion, similarity
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.extraction import extract
 from lfm_torch.significance import sensitivity, significance
-from lfm_torch.similarity import heat_overlap, heat_overlap_probes, lfm_similarity, subspace_overlap
 from lfm_torch.spectral.basis import Basis, spectral_basis
 from lfm_torch.spectral.basis_alignment import align_signs, align_subspaces
 from lfm_torch.transfer import fit_translator, stitch

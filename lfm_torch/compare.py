@@ -41,7 +41,7 @@ from lfm_torch.jobs.tasks import (
     left_out_of,
     rows_key,
 )
-from lfm_torch.measures import DEFAULT_MEASURES, check_measures
+from lfm_torch.measures.table import DEFAULT_MEASURES, check_measures
 from lfm_torch.representations.checkpoint_files import Checkpoint, in_order, parse_name
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite

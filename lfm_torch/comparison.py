@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch._warnings import kind_of
-from lfm_torch.measures import MEASURES, below_chance, full_name
+from lfm_torch.measures.table import MEASURES, below_chance, full_name
 from lfm_torch.representations.checkpoint_files import Checkpoint
 
 if TYPE_CHECKING:

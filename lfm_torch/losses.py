@@ -30,9 +30,9 @@ from lfm_torch.graphs.graph import Graph, Weights, build_graph
 from lfm_torch.graphs.neighbors import Metric
 from lfm_torch.maps.fmap import paired_map
 from lfm_torch.maps.solve import functional_map
-from lfm_torch.measures import MAP_MEASURES
+from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.table import MAP_MEASURES
 from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
-from lfm_torch.similarity import Maps
 from lfm_torch.spectral.basis import Basis, default_n_basis
 
 # readings that mean something for a map solved from descriptors: the others take it for the product of two bases

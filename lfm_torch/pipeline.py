@@ -17,13 +17,13 @@ from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import about, note, said_once, warn
 from lfm_torch.baselines.points import Points, State
-from lfm_torch.distortion import Distortion, map_distortion
 from lfm_torch.graphs.graph import Graph, Weights, build_graph
 from lfm_torch.graphs.neighbors import ANGULAR, Metric
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
-from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
+from lfm_torch.measures.distortion import Distortion, map_distortion
+from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.table import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite, finite_pair
-from lfm_torch.similarity import Maps
 from lfm_torch.spectral.basis import Basis, spectral_basis
 
 # Layers of CIFAR-10 networks, ReLU and pooled, have a mean of .6 to 2.5 times the spread, word vectors of .5, pixels of
@@ -235,7 +235,7 @@ def distortion(x: ArrayLike | FunctionalMap, y: ArrayLike | Basis, **settings: A
 
     ``distortion(x, y)`` builds graphs, bases and the map of two representations of the same samples, as
     :func:`similarity` does; ``distortion(fmap, basis_y)`` takes what is there. The formula is that of
-    :func:`lfm_torch.distortion.map_distortion`.
+    :func:`lfm_torch.measures.map_distortion`.
 
     Args:
         x: ``[n, d_x]``, or a map from x to y, ``C [..., m_y, m_x]``.

@@ -18,7 +18,9 @@ from lfm_torch._warnings import collecting, note, said_once
 from lfm_torch.baselines.points import Points
 from lfm_torch.graphs.neighbors import default_n_neighbors
 from lfm_torch.maps.fmap import paired_map
-from lfm_torch.measures import (
+from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.pairs import shuffled_maps, shuffled_scores
+from lfm_torch.measures.table import (
     DEFAULT_MEASURES,
     MAP_MEASURES,
     MEASURES,
@@ -27,10 +29,8 @@ from lfm_torch.measures import (
     below_chance,
     check_measures,
 )
-from lfm_torch.pairs import shuffled_maps, shuffled_scores
 from lfm_torch.pipeline import bases_of_pair, check_pair, similarity, states_of_pair
 from lfm_torch.representations.nonfinite import Nonfinite
-from lfm_torch.similarity import Maps
 from lfm_torch.spectral.basis import default_n_basis
 
 # halves of so many entries of n x n arrays are taken at once

@@ -16,7 +16,7 @@ from lfm_torch import LFMWarning, similarity
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.jobs.store import Store
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.representations.checkpoints import Checkpoints
 
 N = 80

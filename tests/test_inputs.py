@@ -15,7 +15,7 @@ from lfm_torch import baselines, descriptors
 from lfm_torch.gromov import gromov_wasserstein
 from lfm_torch.integrations.pyg import knn_graph
 from lfm_torch.map_weights import choose_weights
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.transfer import relative_representations
 
 N = 60

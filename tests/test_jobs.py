@@ -27,7 +27,7 @@ from lfm_torch.comparison import Comparison
 from lfm_torch.jobs import blocks, pieces
 from lfm_torch.jobs.store import Store
 from lfm_torch.jobs.tasks import Block, Reduction
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.fingerprints import model_digest
 

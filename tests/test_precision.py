@@ -14,9 +14,10 @@ from ambients import AMBIENTS, public
 from torch import Tensor, nn
 
 import lfm_torch as lfm
-from lfm_torch import consistent, correspondence, gromov, map_weights, measures, refine, transfer
+from lfm_torch import consistent, gromov, map_weights, measures, transfer
 from lfm_torch.integrations import pyg
-from lfm_torch.similarity import commutativity_error, orthogonality_error, spectral_distance
+from lfm_torch.maps import correspondence, refine
+from lfm_torch.measures.map_readings import commutativity_error, orthogonality_error, spectral_distance
 from lfm_torch.training import Monitor
 
 N = 80

@@ -35,7 +35,7 @@ from lfm_torch.jobs import bases, pieces
 from lfm_torch.losses import DirichletAlignmentLoss, LFMAlignmentLoss
 from lfm_torch.map_weights import choose_weights
 from lfm_torch.maps.correspondence import agreeing_pairs, mutual_pairs, retrieve
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.ops import OPERATORS
 from lfm_torch.representations.models import Models
 from lfm_torch.training import Monitor

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 
 SETTINGS = {"n_neighbors": 12, "n_basis": 10}
 

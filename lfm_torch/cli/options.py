@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from lfm_torch.graphs.graph import WEIGHTS
-from lfm_torch.measures import DEFAULT_MEASURES, MEASURES, check_measures
+from lfm_torch.measures.table import DEFAULT_MEASURES, MEASURES, check_measures
 from lfm_torch.ops.knn import METRICS
 from lfm_torch.representations.arrays import ARRAY_SUFFIXES
 from lfm_torch.representations.extraction import POOLINGS

@@ -12,7 +12,7 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch.graphs.graph import Weights
 from lfm_torch.graphs.neighbors import Metric
-from lfm_torch.measures import MAP_MEASURES, check_measures
+from lfm_torch.measures.table import MAP_MEASURES, check_measures
 from lfm_torch.pipeline import check_pair, check_sizes, similarity, sizes_for_batch
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite
 

@@ -18,7 +18,7 @@ from lfm_torch.jobs.pair_values import Array, Row
 from lfm_torch.jobs.pieces import Job
 from lfm_torch.jobs.store import Store, Waiting
 from lfm_torch.jobs.tasks import Block, Chance, Group, Reduced
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.representations.fingerprints import digest, library_digest
 
 _CHANCE_DRAWS = 100

@@ -39,11 +39,11 @@ from lfm_torch.jobs.tasks import (
     Settings,
     rows_key,
 )
-from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
-from lfm_torch.pairs import score_sides, shuffled_maps, shuffled_scores, stored
+from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.pairs import score_sides, shuffled_maps, shuffled_scores, stored
+from lfm_torch.measures.table import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.representations.nonfinite import rows_not_finite, without_rows
 from lfm_torch.representations.sources import SINGLE_LAYER, Source
-from lfm_torch.similarity import Maps
 
 
 @dataclass

@@ -11,10 +11,10 @@ import torch
 from lfm_torch import _checks
 from lfm_torch.jobs.store import Store
 from lfm_torch.jobs.tasks import Settings, identity_without, known_rows, left_out_of
+from lfm_torch.measures.map_readings import Maps
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.representations.nonfinite import Nonfinite
 from lfm_torch.representations.sources import Source
-from lfm_torch.similarity import Maps
 
 # samples of the trial that the estimate is made of, at most
 _TRIAL = 2000

@@ -12,7 +12,7 @@ from lfm_torch import _checks
 from lfm_torch.graphs.graph import Weights
 from lfm_torch.graphs.neighbors import Metric, default_n_neighbors
 from lfm_torch.jobs.store import DamagedPieceError, Store, content_digest
-from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
+from lfm_torch.measures.table import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.representations.fingerprints import digest, library_digest
 from lfm_torch.representations.nonfinite import is_lost, rows_to_leave_out
 from lfm_torch.spectral.basis import default_n_basis

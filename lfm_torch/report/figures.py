@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lfm_torch import _files
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.report.scales import Scale, labelled_steps, line_colors, name_of, scale_of, step_positions
 
 if TYPE_CHECKING:

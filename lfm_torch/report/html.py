@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch._version import __version__
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.report.landscape_page import describe, legend, picture
 from lfm_torch.report.scales import (
     Scale,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison

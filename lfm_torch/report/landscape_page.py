@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from torch import Tensor
 
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 from lfm_torch.report.landscape import Landscape, dendrogram, landscape
 from lfm_torch.report.scales import LINE_COLORS, Scale, name_of, scale_of, shown_chance
 

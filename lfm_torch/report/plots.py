@@ -22,8 +22,8 @@ from lfm_torch.report.figures import DASHES, MARKERS, STYLE
 from lfm_torch.report.scales import line_colors, name_of
 
 if TYPE_CHECKING:
-    from lfm_torch.distortion import Distortion
     from lfm_torch.maps.fmap import FunctionalMap
+    from lfm_torch.measures.distortion import Distortion
     from lfm_torch.significance import Sensitivity
     from lfm_torch.spectral.basis import Basis
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lfm_torch.measures import MEASURES
+from lfm_torch.measures.table import MEASURES
 
 if TYPE_CHECKING:
     from lfm_torch.comparison import Comparison

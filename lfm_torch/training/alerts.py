@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lfm_torch.measures import full_name
+from lfm_torch.measures.table import full_name
 
 Scores = Mapping[str, Mapping[str, float]]
 

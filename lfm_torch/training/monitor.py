@@ -26,7 +26,7 @@ from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import kind_of, warn
 from lfm_torch.graphs.graph import Weights
 from lfm_torch.graphs.neighbors import Metric
-from lfm_torch.measures import check_measures, full_name
+from lfm_torch.measures.table import check_measures, full_name
 from lfm_torch.representations.extraction import POOLINGS, Layers, Pooling, activations, as_batches, resolve_layers
 from lfm_torch.representations.probe import is_sharded, unwrapped
 from lfm_torch.representations.state_dicts import fitting_weights

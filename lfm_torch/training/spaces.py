@@ -14,9 +14,9 @@ from lfm_torch.baselines.points import Points
 from lfm_torch.graphs.graph import Weights
 from lfm_torch.graphs.neighbors import Metric
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
-from lfm_torch.measures import MAP_MEASURES, POINT_MEASURES
+from lfm_torch.measures.map_readings import Maps, heat_overlap
+from lfm_torch.measures.table import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
-from lfm_torch.similarity import Maps, heat_overlap
 from lfm_torch.spectral.basis import Basis
 
 # Residuals a hundred times the solver's default. The error of a score goes with their square: on CIFAR-10 layers it is

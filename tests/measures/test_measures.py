@@ -11,9 +11,9 @@ import lfm_torch as lfm
 from lfm_torch import _checks
 from lfm_torch.baselines import relative_similarity
 from lfm_torch.baselines.points import Points
-from lfm_torch.measures import MAP_MEASURES, MEASURES, POINT_MEASURES, check_measures
+from lfm_torch.measures.map_readings import Maps, commutativity_error
+from lfm_torch.measures.table import MAP_MEASURES, MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.report.scales import name_of
-from lfm_torch.similarity import Maps, commutativity_error
 
 N, D = 120, 5
 SETTINGS = {"n_neighbors": 15, "n_basis": 12}

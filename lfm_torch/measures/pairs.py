@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch.baselines.points import State, score_inner, score_kernels
-from lfm_torch.measures import PointMeasure
+from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.table import PointMeasure
 from lfm_torch.ops import inner_products
-from lfm_torch.similarity import Maps
 
 _BLOCK_BYTES = 256 * 2**20
 # terms of inner products that are taken in float64 at a time: the same for any number of vectors

@@ -14,14 +14,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from lfm_torch import _checks, similarity
+from lfm_torch import _checks
 from lfm_torch._precision import outside_autocast
 from lfm_torch.baselines import cca, cka, neighbors, regression
+from lfm_torch.baselines.dissimilarity import prepare_rsa
 from lfm_torch.baselines.points import Points, State, permute_both, permute_rows, score_inner, score_kernels
-from lfm_torch.baselines.procrustes import prepare_procrustes, score_angular, score_distance
-from lfm_torch.baselines.rsa import prepare_rsa
+from lfm_torch.baselines.shape import prepare_procrustes, score_angular, score_distance
 from lfm_torch.maps.fmap import FunctionalMap
-from lfm_torch.similarity import Maps
+from lfm_torch.measures import map_readings
+from lfm_torch.measures.map_readings import Maps
 
 Invariance = Literal["translation", "scaling", "orthogonal", "linear"]
 DEFAULT_MEASURES = ("lfm", "overlap", "heat")
@@ -74,7 +75,7 @@ class MapMeasure(Measure):
         centered: Whether it leaves the constant function out, so that it needs two.
     """
 
-    read: Callable[[Maps], Tensor] = similarity.overlap
+    read: Callable[[Maps], Tensor] = map_readings.overlap
     centered: bool = False
 
 
@@ -104,7 +105,7 @@ _MAPS = (
         "of its own on the other; mean of both directions, without the constant pattern, which any two spaces share. "
         "About 0.5 where nothing corresponds.",
         (0, 1), 1, True, False, _GRAPH, _LFM + ", symmetric and without the constant function",
-        read=partial(similarity.lfm, symmetric=True, centered=True), centered=True,
+        read=partial(map_readings.lfm, symmetric=True, centered=True), centered=True,
     ),
     MapMeasure(
         "lfm_paper",
@@ -112,14 +113,14 @@ _MAPS = (
         "The paper's formula, with the constant pattern and from x to y alone: rows are x, columns y. Near 1 also "
         "where nothing corresponds: read it against the value for shuffled rows, never against 0.",
         (0, 1), 1, False, False, _GRAPH, _LFM,
-        read=similarity.lfm,
+        read=map_readings.lfm,
     ),
     MapMeasure(
         "lfm_unsquared",
         "LFM similarity (published code)",
         "The ratio of norms, not of squares, that the published code computes; rows are x, columns y.",
         (0, 1), 1, False, False, _GRAPH, _LFM + ", as its code has it",
-        read=partial(similarity.lfm, squared=False),
+        read=partial(map_readings.lfm, squared=False),
     ),
     MapMeasure(
         "overlap",
@@ -127,7 +128,7 @@ _MAPS = (
         "The share of the slow wave patterns of one neighbourhood graph that the other has too. For unrelated "
         "representations about (eigenvectors) / (samples).",
         (0, 1), 1, True, False, _GRAPH, _OURS,
-        read=similarity.overlap,
+        read=map_readings.overlap,
     ),
     MapMeasure(
         "heat",
@@ -136,7 +137,7 @@ _MAPS = (
         "diffusion kernels, corrected for chance and for the scale of each spectrum. 0 on average where nothing "
         "corresponds, at any number of samples.",
         (-1, 1), 1, True, False, _GRAPH, _OURS,
-        read=similarity.heat, centered=True,
+        read=map_readings.heat, centered=True,
     ),
     MapMeasure(
         "heat_raw",
@@ -144,21 +145,21 @@ _MAPS = (
         "The plain cosine between the diffusion kernels, with the constant pattern and no correction: 0.2 to 0.5 where "
         "nothing corresponds, the more the fewer samples.",
         (0, 1), 1, True, False, _GRAPH, _OURS,
-        read=partial(similarity.heat, raw=True),
+        read=partial(map_readings.heat, raw=True),
     ),
     MapMeasure(
         "orthogonality_error",
         "orthogonality error",
         "How far the map is from an isometry: 0 where all patterns are carried whole, 1 where none is.",
         (0, 1), 0, True, False, _GRAPH, "Ovsjanikov et al. 2012",
-        read=similarity.orthogonality,
+        read=map_readings.orthogonality,
     ),
     MapMeasure(
         "commutativity_error",
         "commutativity error",
         "By how much the frequencies of patterns differ that are carried to one another.",
         (0, 2), 0, True, False, _GRAPH, "Ovsjanikov et al. 2012",
-        read=partial(similarity.commutativity, centered=True), centered=True,
+        read=partial(map_readings.commutativity, centered=True), centered=True,
     ),
     MapMeasure(
         "spectral_distance",
@@ -167,7 +168,7 @@ _MAPS = (
         "sample is which.",
         (0, 2), 0, True, True, _GRAPH, "Reuter et al. 2006",
         paired=False,
-        read=similarity.spectral,
+        read=map_readings.spectral,
     ),
 )  # fmt: skip
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.measures import DEFAULT_MEASURES, MAP_MEASURES
+from lfm_torch.measures.map_readings import Maps, commutativity_error, orthogonality_error, spectral_distance
+from lfm_torch.measures.table import DEFAULT_MEASURES, MAP_MEASURES
 from lfm_torch.ops import map_energies
 from lfm_torch.pipeline import representation_basis
-from lfm_torch.similarity import Maps, commutativity_error, orthogonality_error, spectral_distance
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
