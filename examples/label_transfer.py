@@ -22,8 +22,8 @@ from cifar10 import DEFAULT_DATA, load_images, load_networks
 from torch import Tensor
 
 import lfm_torch as lfm
+from lfm_torch.alignment import relative_representations
 from lfm_torch.descriptors import anchor_distances
-from lfm_torch.transfer import relative_representations
 
 COUNTS = (5, 10, 25, 50, 100, 300)
 METHODS = ("LFM, functions", "LFM + orthogonal", "anchors, orthogonal", "relative")

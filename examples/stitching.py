@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import lfm_torch as lfm
-from lfm_torch.transfer import Translator
+from lfm_torch.alignment import Translator
 
 HERE = Path(__file__).parent
 DEFAULT_DATA = HERE.parent.parent / "shared" / "data"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import lfm_torch as lfm
-from lfm_torch.transfer import relative_representations
+from lfm_torch.alignment import relative_representations
 
 HERE = Path(__file__).parent
 DEFAULT_DATA = HERE.parent.parent / "shared" / "data" / "word_embeddings.npz"

@@ -7,8 +7,9 @@ are taken wherever tensors are; what comes back are tensors.
 from lfm_torch import baselines, descriptors, losses
 from lfm_torch._version import __version__ as __version__
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.align import align
-from lfm_torch.alignment import Alignment
+from lfm_torch.alignment.fit import align
+from lfm_torch.alignment.result import Alignment
+from lfm_torch.alignment.transfer import fit_translator, stitch
 from lfm_torch.compare import compare
 from lfm_torch.comparison import Comparison
 from lfm_torch.graphs.graph import Graph, build_graph
@@ -27,7 +28,6 @@ from lfm_torch.representations.extraction import extract
 from lfm_torch.significance import sensitivity, significance
 from lfm_torch.spectral.basis import Basis, spectral_basis
 from lfm_torch.spectral.basis_alignment import align_signs, align_subspaces
-from lfm_torch.transfer import fit_translator, stitch
 
 __all__ = [
     "Alignment",

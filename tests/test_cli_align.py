@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lfm_torch.alignment.transfer import Translator
 from lfm_torch.cli import main
 from lfm_torch.maps.fmap import FunctionalMap
-from lfm_torch.transfer import Translator
 
 
 @pytest.fixture

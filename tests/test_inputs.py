@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import lfm_torch as lfm
 from lfm_torch import baselines, descriptors
-from lfm_torch.gromov import gromov_wasserstein
+from lfm_torch.alignment.gromov import gromov_wasserstein
+from lfm_torch.alignment.transfer import relative_representations
+from lfm_torch.alignment.weights import choose_weights
 from lfm_torch.integrations.pyg import knn_graph
-from lfm_torch.map_weights import choose_weights
 from lfm_torch.measures.table import MEASURES
-from lfm_torch.transfer import relative_representations
 
 N = 60
 X, Y = (torch.randn(N, d, generator=torch.Generator().manual_seed(seed)) for d, seed in ((4, 0), (4, 1)))

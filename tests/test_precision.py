@@ -14,7 +14,8 @@ from ambients import AMBIENTS, public
 from torch import Tensor, nn
 
 import lfm_torch as lfm
-from lfm_torch import consistent, gromov, map_weights, measures, transfer
+from lfm_torch import measures
+from lfm_torch.alignment import consistent, gromov, transfer, weights
 from lfm_torch.integrations import pyg
 from lfm_torch.maps import correspondence, refine
 from lfm_torch.measures.map_readings import commutativity_error, orthogonality_error, spectral_distance
@@ -135,7 +136,7 @@ CALLS: dict[str, Callable[[SimpleNamespace], object]] = {
         for backend in ("auto", "reference")
     ],
     "lfm_similarity": lambda g: lfm.lfm_similarity(g.fmap, symmetric=True),
-    "map_weights.choose_weights": lambda g: map_weights.choose_weights(g.basis, g.basis_y, g.f, g.f_y, g.pairs),
+    "weights.choose_weights": lambda g: weights.choose_weights(g.basis, g.basis_y, g.f, g.f_y, g.pairs),
     "mean_reciprocal_rank": lambda g: lfm.mean_reciprocal_rank(g.x, g.x + 0.2, metric="euclidean"),
     "measures.read": lambda g: measures.read(g.fmap, "heat"),
     "paired_map": lambda g: lfm.paired_map(g.basis, g.basis_y),

@@ -27,19 +27,19 @@ from torch import Tensor, nn
 
 import lfm_torch as lfm
 from lfm_torch import baselines, descriptors
+from lfm_torch.alignment.consistent import consistent_maps
+from lfm_torch.alignment.gromov import gromov_wasserstein
+from lfm_torch.alignment.transfer import Translator, relative_representations
+from lfm_torch.alignment.weights import choose_weights
 from lfm_torch.cli import main
-from lfm_torch.consistent import consistent_maps
-from lfm_torch.gromov import gromov_wasserstein
 from lfm_torch.integrations.pyg import knn_graph
 from lfm_torch.jobs import bases, pieces
 from lfm_torch.losses import DirichletAlignmentLoss, LFMAlignmentLoss
-from lfm_torch.map_weights import choose_weights
 from lfm_torch.maps.correspondence import agreeing_pairs, mutual_pairs, retrieve
 from lfm_torch.measures.table import MEASURES
 from lfm_torch.ops import OPERATORS
 from lfm_torch.representations.models import Models
 from lfm_torch.training import Monitor
-from lfm_torch.transfer import Translator, relative_representations
 
 gpu_steps = pytest.importorskip("gpu_steps", reason="the benchmarks are not beside the tests")
 pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA of its own")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.align import METHODS, METRICS, align
-from lfm_torch.alignment import Alignment
+from lfm_torch.alignment.fit import METHODS, METRICS, align
+from lfm_torch.alignment.result import Alignment
+from lfm_torch.alignment.transfer import KINDS
 from lfm_torch.representations.arrays import ARRAY_SUFFIXES, load_array
-from lfm_torch.transfer import KINDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -45,7 +45,7 @@ def functional_map(
     steps from there. No array has ``(m_x m_y)^2`` entries. Batched over pairs, and differentiable in descriptors, bases
     and weights by the implicit function theorem.
 
-    How to choose the weights: :func:`lfm_torch.map_weights.choose_weights` leaves anchors out.
+    How to choose the weights: :func:`lfm_torch.alignment.choose_weights` leaves anchors out.
 
     Args:
         basis_x: Basis of x, ``evecs [..., n_x, m_x]``.

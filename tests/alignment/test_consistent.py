@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.consistent import consistent_maps
+from lfm_torch.alignment.consistent import consistent_maps
 
 
 def rotations(count: int, m: int) -> list[torch.Tensor]:

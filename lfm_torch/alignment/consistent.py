@@ -66,7 +66,7 @@ def consistent_maps(maps: Mapping[tuple[int, int], FunctionalMap], *, n_shared: 
 
     Example:
         >>> import torch, lfm_torch as lfm
-        >>> from lfm_torch.consistent import consistent_maps
+        >>> from lfm_torch.alignment import consistent_maps
         >>> q = [torch.linalg.qr(torch.randn(6, 6)).Q for _ in range(3)]
         >>> evals = torch.arange(6.0)
         >>> given = {(i, j): lfm.FunctionalMap(q[j] @ q[i].T, evals, evals) for i, j in ((0, 1), (1, 2))}

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lfm_torch as lfm
+from lfm_torch.alignment.transfer import KINDS, Translator, fit_translator, relative_representations, stitch
 from lfm_torch.maps.correspondence import mean_reciprocal_rank, mutual_pairs, pointwise_map, retrieve
-from lfm_torch.transfer import KINDS, Translator, fit_translator, relative_representations, stitch
 
 
 def rotation(d: int) -> torch.Tensor:

@@ -12,10 +12,10 @@ import torch
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import outside_autocast
+from lfm_torch.alignment.transfer import row_pairs
 from lfm_torch.maps.correspondence import spectral_points
 from lfm_torch.maps.solve import functional_map
 from lfm_torch.spectral.basis import Basis
-from lfm_torch.transfer import row_pairs
 
 NAMES = ("laplacian_weight", "commutativity_weight", "orthogonality_weight")
 
@@ -66,7 +66,7 @@ def choose_weights(
 
     Example:
         >>> import torch, lfm_torch as lfm
-        >>> from lfm_torch.map_weights import choose_weights
+        >>> from lfm_torch.alignment.weights import choose_weights
         >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
         >>> basis = lfm.spectral_basis(lfm.build_graph(x, n_neighbors=10), n_basis=8)
         >>> rows = torch.arange(10)

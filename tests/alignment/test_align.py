@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import lfm_torch as lfm
-from lfm_torch import gromov
-from lfm_torch.gromov import gromov_wasserstein, kernel_signatures
+from lfm_torch.alignment import gromov
+from lfm_torch.alignment.gromov import gromov_wasserstein, kernel_signatures
 
 
 def planted(n: int, d: int, *, noise: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,21 +11,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, gromov
+from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch._warnings import warn
-from lfm_torch.alignment import Alignment, Correspondence
+from lfm_torch.alignment import gromov
+from lfm_torch.alignment.gromov import feature_scores, gromov_wasserstein, signature_scores
+from lfm_torch.alignment.result import Alignment, Correspondence
+from lfm_torch.alignment.transfer import Translator, TranslatorKind, fit_translator, row_pairs
 from lfm_torch.descriptors.anchors import anchor_distances, label_indicators
 from lfm_torch.graphs.graph import build_graph
 from lfm_torch.graphs.neighbors import Metric
-from lfm_torch.gromov import feature_scores, gromov_wasserstein, signature_scores
 from lfm_torch.maps.correspondence import agreeing_pairs, mutual_pairs, nearest, pointwise_map
 from lfm_torch.maps.refine import projected_map, zoomout
 from lfm_torch.maps.solve import functional_map
 from lfm_torch.ops.knn import unit_rows
 from lfm_torch.spectral.basis import Basis, spectral_basis
-from lfm_torch.transfer import Translator, TranslatorKind, fit_translator, row_pairs
 
 Method = Literal["auto", "descriptors", "coupling"]
 METHODS = ("auto", "descriptors", "coupling")

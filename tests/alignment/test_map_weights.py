@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.map_weights import choose_weights
+from lfm_torch.alignment.weights import choose_weights
 
 
 def test_weights_that_serve_held_out_anchors_are_chosen() -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lfm_torch.alignment.transfer import Translator
 from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.spectral.basis import Basis
-from lfm_torch.transfer import Translator
 
 
 @dataclass(frozen=True, repr=False, eq=False)
