@@ -59,7 +59,7 @@ NOT_FOR_GPU = {"bench_compare"}
 REGISTERS, SHARED, THREADS, BLOCKS = 65536, 228 * 1024, 2048, 32
 LARGE = "MoreThan2To31"  # tests that fill the GPU's memory: alone, and last
 # small shapes: the sanitizer slows a kernel by one to two orders of magnitude
-SANITIZED = ["tests/ops/test_cuda_library.py", "-m", "gpu", "-k", "sample_inputs or half_stored or ragged or empty"]
+SANITIZED = ["tests/csrc/test_cuda_library.py", "-m", "gpu", "-k", "sample_inputs or half_stored or ragged or empty"]
 TABLE = 9500  # characters of the table at the end, which a terminal that keeps little still holds
 
 # what the libraries are, told by a process of its own: one that does not load may end it

@@ -65,7 +65,7 @@ OPERATORS = (
 AT_ONCE = 9
 DRY_FACTOR = 3  # two cores do in turns what a larger machine does at once
 NOTHING_TO_RUN = 3  # exit status of the device step where the kernels are not live
-TESTS = ("tests/ops/test_cuda_library.py", "tests/test_gpu_stages.py", "tests/ops/test_ops.py")
+TESTS = ("tests/csrc/test_cuda_library.py", "tests/csrc/test_gpu_stages.py", "tests/ops/test_ops.py")
 
 
 class Run:
@@ -79,7 +79,13 @@ class Run:
         self.interrupted = False
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text("")
-        paths = [str(ROOT), str(ROOT / "tests"), str(HERE), os.environ.get("PYTHONPATH", "")]
+        paths = [
+            str(ROOT),
+            str(ROOT / "tests"),
+            str(ROOT / "tests" / "csrc"),
+            str(HERE),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         self.environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

@@ -10,8 +10,9 @@ from lfm_torch._warnings import LFMWarning
 from lfm_torch.alignment.fit import align
 from lfm_torch.alignment.result import Alignment
 from lfm_torch.alignment.transfer import fit_translator, stitch
-from lfm_torch.compare import compare
-from lfm_torch.comparison import Comparison
+from lfm_torch.comparison.evidence import sensitivity, significance
+from lfm_torch.comparison.result import Comparison
+from lfm_torch.comparison.run import compare
 from lfm_torch.graphs.graph import Graph, build_graph
 from lfm_torch.graphs.laplacian import Laplacian
 from lfm_torch.graphs.neighbors import Neighbors, knn
@@ -25,7 +26,6 @@ from lfm_torch.ops._extension import build_info
 from lfm_torch.pipeline import distortion, similarity
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.extraction import extract
-from lfm_torch.significance import sensitivity, significance
 from lfm_torch.spectral.basis import Basis, spectral_basis
 from lfm_torch.spectral.basis_alignment import align_signs, align_subspaces
 

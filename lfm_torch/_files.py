@@ -1,4 +1,4 @@
-"""Records of tensors (Graph, Basis, FunctionalMap) in safetensors files; a crash while writing leaves no half file."""
+"""What lies on disk: records of tensors, files written whole or not at all, where a store keeps its pieces."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 Record = TypeVar("Record")
+# what a store of finished pieces (comparison/jobs/store.py) consists of
+STORE_INDEX = "index.sqlite"
+STORE_PIECES = "pieces"
 
 
 def save_record(path: str | Path, record: Any) -> None:
@@ -82,6 +85,11 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[BinaryIO]:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def stored_below(directory: Path) -> set[Path]:
+    """Folders below a directory that hold the pieces of a store: safetensors files that are nobody's weights."""
+    return {index.parent / STORE_PIECES for index in directory.rglob(STORE_INDEX)}
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 from extras import CLI, needs
+from hostile_files import Bomb
 from processes import environment
-from test_arrays import Bomb
+from terminals import unwrapped
 from torch import nn
 
 from lfm_torch.cli import main
@@ -74,11 +75,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 MODEL = ["--model", "userland:Net", "--data", "userland:probe"]
 SMALL = ["--n-basis", "6", "--n-neighbors", "8"]
 COMPARE = ["compare", "runs", *MODEL, "--layers", "one", "two", *SMALL]
-
-
-def unwrapped(text: str) -> str:
-    """What was printed, wherever the width of the terminal broke its lines."""
-    return " ".join(text.split())
 
 
 @needs(*CLI)
@@ -319,7 +315,7 @@ def test_a_missing_package_is_said_before_the_work(
 @needs(*CLI)
 def test_runs_as_a_program_and_imports_nothing_heavy(place: Path) -> None:
     heavy = {"matplotlib", "rich", "pandas", "sklearn", "pytorch_lightning", "jinja2"}
-    code = f"import sys, lfm_torch.compare, lfm_torch.cli; print({heavy} & set(sys.modules))"
+    code = f"import sys, lfm_torch.comparison, lfm_torch.cli; print({heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
     command = [sys.executable, "-m", "lfm_torch.cli", *COMPARE, "--quiet"]

@@ -148,4 +148,4 @@ def test_a_bare_checkout_runs_its_gpu_tests(tmp_path: Path) -> None:
     collected = run("--collect-only", "-q")
     assert " error" not in collected.splitlines()[-1]
     assert len([line for line in collected.splitlines() if "test_cuda_library.py::" in line]) > 200
-    assert " passed" in run("-q", "tests/ops/test_cuda_library.py", "-k", "sample_inputs and knn-float32")
+    assert " passed" in run("-q", "tests/csrc/test_cuda_library.py", "-k", "sample_inputs and knn-float32")

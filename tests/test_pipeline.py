@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import lfm_torch as lfm
+from lfm_torch.comparison.evidence import Sensitivity
 from lfm_torch.pipeline import representation_basis
-from lfm_torch.significance import Sensitivity
 from lfm_torch.spectral.basis import default_n_basis
 
 

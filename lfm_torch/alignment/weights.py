@@ -66,7 +66,7 @@ def choose_weights(
 
     Example:
         >>> import torch, lfm_torch as lfm
-        >>> from lfm_torch.alignment.weights import choose_weights
+        >>> from lfm_torch.alignment import choose_weights
         >>> x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
         >>> basis = lfm.spectral_basis(lfm.build_graph(x, n_neighbors=10), n_basis=8)
         >>> rows = torch.arange(10)

@@ -8,8 +8,9 @@ import json
 import time
 from pathlib import Path
 
-from lfm_torch.jobs.pair_values import DAY
-from lfm_torch.jobs.store import INDEX, Store, parse_size, shown_size
+from lfm_torch._files import STORE_INDEX
+from lfm_torch.comparison.jobs.pair_values import DAY
+from lfm_torch.comparison.jobs.store import Store, parse_size, shown_size
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command line says and return its exit status."""
     directory: Path = arguments.store
-    if not (directory / INDEX).exists():
+    if not (directory / STORE_INDEX).exists():
         raise ValueError(f"STORE must be a directory that a comparison has filled, got {str(directory)!r}")
     store = Store(directory)
     try:

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lfm_torch._files import STORE_INDEX
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.cli.inputs import load_data, load_model
 from lfm_torch.cli.options import OK, PARTIAL, add_model, add_settings, make_writable, measures_of
-from lfm_torch.compare import compare
-from lfm_torch.comparison import Comparison
-from lfm_torch.jobs.engines import ENGINES
-from lfm_torch.jobs.plan import plan
-from lfm_torch.jobs.store import INDEX, Store, parse_size
-from lfm_torch.jobs.tasks import Settings
+from lfm_torch.comparison.jobs.engines import ENGINES
+from lfm_torch.comparison.jobs.plan import plan
+from lfm_torch.comparison.jobs.store import Store, parse_size
+from lfm_torch.comparison.jobs.tasks import Settings
+from lfm_torch.comparison.result import Comparison
+from lfm_torch.comparison.run import compare
 from lfm_torch.report import terminal
 from lfm_torch.representations.checkpoint_files import SUFFIXES, find_checkpoints
 from lfm_torch.representations.checkpoints import Checkpoints
@@ -99,7 +100,7 @@ def _source(arguments: argparse.Namespace) -> Source:
 def _planned(arguments: argparse.Namespace, source: Source) -> int:
     """Say what there is to do; nothing is written."""
     directory = arguments.store or arguments.out / "store"
-    store = Store(directory).open() if (directory / INDEX).exists() and not arguments.no_store else None
+    store = Store(directory).open() if (directory / STORE_INDEX).exists() and not arguments.no_store else None
     names = ("n_neighbors", "n_basis", "metric", "weights")
     settings = Settings(measures_of(arguments), *(getattr(arguments, name) for name in names))
     found = plan(source, settings, store, nonfinite=arguments.nonfinite)

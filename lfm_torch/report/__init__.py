@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from lfm_torch import _checks, _files
 
 if TYPE_CHECKING:
-    from lfm_torch.comparison import Comparison
+    from lfm_torch.comparison.result import Comparison
 
 FORMATS = ("csv", "parquet")
 

@@ -19,7 +19,7 @@ from lfm_torch.measures.table import MEASURES
 from lfm_torch.report.scales import Scale, labelled_steps, line_colors, name_of, scale_of, step_positions
 
 if TYPE_CHECKING:
-    from lfm_torch.comparison import Comparison
+    from lfm_torch.comparison.result import Comparison
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")

@@ -26,7 +26,7 @@ from lfm_torch.report.scales import (
 )
 
 if TYPE_CHECKING:
-    from lfm_torch.comparison import Comparison, Trajectory
+    from lfm_torch.comparison.result import Comparison, Trajectory
 
 # beyond these a table of cells is slower to open than it is good to read
 _MAX_NUMBERED = 12

@@ -11,7 +11,7 @@ import numpy as np
 from lfm_torch.measures.table import MEASURES
 
 if TYPE_CHECKING:
-    from lfm_torch.comparison import Comparison
+    from lfm_torch.comparison.result import Comparison
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 # cosines between operators on the samples (diffusion, projection, Gram): the chord 2 - 2 s is a squared distance

@@ -17,7 +17,7 @@ from lfm_torch.report.landscape import Landscape, dendrogram, landscape
 from lfm_torch.report.scales import LINE_COLORS, Scale, name_of, scale_of, shown_chance
 
 if TYPE_CHECKING:
-    from lfm_torch.comparison import Comparison
+    from lfm_torch.comparison.result import Comparison
 
 _MAP, _MARGIN = 420, 26
 # representations whose values the page holds one by one: a byte for each pair

@@ -22,9 +22,9 @@ from lfm_torch.report.figures import DASHES, MARKERS, STYLE
 from lfm_torch.report.scales import line_colors, name_of
 
 if TYPE_CHECKING:
+    from lfm_torch.comparison.evidence import Sensitivity
     from lfm_torch.maps.fmap import FunctionalMap
     from lfm_torch.measures.distortion import Distortion
-    from lfm_torch.significance import Sensitivity
     from lfm_torch.spectral.basis import Basis
 
 # squares of a map's entries below this share of the largest are one colour

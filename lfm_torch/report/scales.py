@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lfm_torch.measures.table import MEASURES
 
 if TYPE_CHECKING:
-    from lfm_torch.comparison import Comparison
+    from lfm_torch.comparison.result import Comparison
 
 # Okabe & Ito: told apart under every common colour blindness, and readable on white and on black
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn, TaskID
 
-    from lfm_torch.comparison import Comparison
-    from lfm_torch.jobs.plan import Plan
+    from lfm_torch.comparison.jobs.plan import Plan
+    from lfm_torch.comparison.result import Comparison
 
 _STAGES = {
     "training": "training networks",
@@ -87,7 +87,7 @@ def print_plan(plan: Plan) -> None:
     """Print what a comparison has to do, and about how long it takes."""
     from rich.console import Console
 
-    from lfm_torch.jobs.store import shown_size
+    from lfm_torch.comparison.jobs.store import shown_size
 
     console = Console(markup=False, highlight=False)
     samples = "" if plan.samples is None else f", {plan.samples:,} samples"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lfm_torch.jobs.store import INDEX, PIECES
+from lfm_torch import _files
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # what Hugging Face's save_pretrained writes, the safer first
@@ -133,7 +133,7 @@ def _below(directory: Path, suffixes: Sequence[str]) -> list[Path]:
 
     The bases that an earlier comparison stored there are none.
     """
-    stores = {file.parent / PIECES for file in directory.rglob(INDEX)}
+    stores = _files.stored_below(directory)
     inside: dict[Path, list[Path]] = {}
     for file in sorted(directory.rglob("*")):
         if (

@@ -1,8 +1,7 @@
-"""Digests of what a result depends on: weights, model code, probe data, settings, and the library itself."""
+"""Digests of what a representation depends on: weights, model code, probe data, settings."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import json
@@ -16,18 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lfm_torch import _checks, _files
-from lfm_torch.ops._extension import simd_level
 
 # how a source asks for the digest of a file: a store remembers it
 DigestOf = Callable[[Path, Callable[[Path], str]], str]
 _CHUNK = 2**22
-# the modules whose code decides the numbers; a change in a report must not throw away a day of work
-_NUMERICS = (
-    "neighbors.py", "graph.py", "laplacian.py", "basis.py", "functional_map.py", "similarity.py", "pipeline.py",
-    "representation.py", "_probe.py", "_gathering.py", "_files.py", "_checks.py", "_precision.py", "jobs/bases.py",
-    "jobs/blocks.py", "jobs/pieces.py", "jobs/tasks.py", "_nonfinite.py", "measures.py", "pairs.py", "linalg/*.py",
-    "ops/*.py", "baselines/*.py", "*.so",
-)  # fmt: skip
 
 
 def digest(*parts: Any) -> str:
@@ -130,16 +121,3 @@ def _source_of(kind: type) -> str:
         # typed at a prompt: the byte code of its methods is what there is
         codes = [member.__code__ for member in vars(kind).values() if inspect.isfunction(member)]
         return repr([(c.co_code, c.co_names, [v for v in c.co_consts if _is_plain(v)]) for c in codes])
-
-
-@functools.cache
-def library_digest() -> str:
-    """Return the digest of what else decides the last bit: the library's numerics, torch, and the processor's kind."""
-    root = Path(__file__).parents[1]
-    files = sorted({path for pattern in _NUMERICS for path in root.glob(pattern)})
-    return digest(
-        {path.relative_to(root).as_posix(): file_digest(path) for path in files},
-        torch.__version__,
-        torch.backends.cpu.get_cpu_capability(),
-        simd_level(),
-    )

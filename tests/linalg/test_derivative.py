@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from test_basis import cliques, graph_of, grid, isolated, ring, star
+from small_graphs import cliques, graph_of, grid, isolated, ring, star
 from torch import Tensor
 
 import lfm_torch as lfm

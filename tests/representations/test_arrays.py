@@ -1,28 +1,16 @@
 from __future__ import annotations
 
-import os
 import pickle
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hostile_files import Bomb
 from safetensors.torch import save_file
 
 from lfm_torch.representations.arrays import load_array, read_tensors
-
-
-class Bomb:
-    """Pickles to a command that makes a file: what a malicious checkpoint is."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {shlex.quote(str(self.mark))}",)
-
 
 A = np.arange(6, dtype=np.float32).reshape(3, 2)
 

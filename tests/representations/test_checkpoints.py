@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile_files import Bomb
 from safetensors.torch import save_file
-from test_arrays import Bomb
 from torch import Tensor, nn
 
 from lfm_torch.representations.checkpoint_files import Checkpoint, find_checkpoints, parse_name

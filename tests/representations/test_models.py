@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lfm_torch.cli import main
-from lfm_torch.compare import compare
-from lfm_torch.jobs.plan import plan
-from lfm_torch.jobs.store import Store
-from lfm_torch.jobs.tasks import Settings
+from lfm_torch.comparison.jobs.plan import plan
+from lfm_torch.comparison.jobs.store import Store
+from lfm_torch.comparison.jobs.tasks import Settings
+from lfm_torch.comparison.run import compare
 from lfm_torch.representations.checkpoint_files import find_checkpoints
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.models import Activations, Models, named_model

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_basis import graph_of, grid, ring
+from small_graphs import graph_of, grid, ring
 
 import lfm_torch as lfm
 

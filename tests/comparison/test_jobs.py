@@ -22,11 +22,11 @@ from processes import environment
 from torch import Tensor, nn
 
 from lfm_torch import LFMWarning
-from lfm_torch.compare import compare
-from lfm_torch.comparison import Comparison
-from lfm_torch.jobs import blocks, pieces
-from lfm_torch.jobs.store import Store
-from lfm_torch.jobs.tasks import Block, Reduction
+from lfm_torch.comparison.jobs import blocks, pieces
+from lfm_torch.comparison.jobs.store import Store
+from lfm_torch.comparison.jobs.tasks import Block, Reduction
+from lfm_torch.comparison.result import Comparison
+from lfm_torch.comparison.run import compare
 from lfm_torch.measures.table import MEASURES
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.fingerprints import model_digest
@@ -81,7 +81,7 @@ def worked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         done.append(task)
         return run_task(job, task)
 
-    monkeypatch.setattr("lfm_torch.jobs.engines.run_task", counted)
+    monkeypatch.setattr("lfm_torch.comparison.jobs.engines.run_task", counted)
     yield done
     done.clear()
 
@@ -161,7 +161,7 @@ def test_bits_depend_neither_on_threads_nor_memory_nor_order(
         assert_same_bits(compared(runs), wanted)
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr("lfm_torch.jobs.memory.cache_bytes", lambda budget, reserved: 1)
+    monkeypatch.setattr("lfm_torch.comparison.jobs.memory.cache_bytes", lambda budget, reserved: 1)
     assert_same_bits(compared(runs, tmp_path / "store"), wanted)
     given = {name: Checkpoints(runs, Net, probe(), layers=LAYERS)[name] for name in wanted.finals}
     backwards = compare(dict(reversed(given.items())), **OPTIONS)
@@ -215,7 +215,7 @@ PROGRAM = """
     import sys, torch
     from test_jobs import LAYERS, OPTIONS, Net, probe
     from lfm_torch.representations.checkpoints import Checkpoints
-    from lfm_torch.compare import compare
+    from lfm_torch.comparison.run import compare
 
     runs, store, out = sys.argv[1:4]
     options = {"engine": sys.argv[4]} if len(sys.argv) > 4 else {}

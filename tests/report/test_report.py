@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from extras import needs, reason
-from test_cli import unwrapped
+from terminals import unwrapped
 from torch import Tensor
 
 from lfm_torch import LFMWarning
-from lfm_torch.compare import compare
-from lfm_torch.comparison import Comparison
+from lfm_torch.comparison.result import Comparison
+from lfm_torch.comparison.run import compare
 
 pytest.importorskip("jinja2", reason=reason("jinja2"))
 pytest.importorskip("matplotlib", reason=reason("matplotlib"))

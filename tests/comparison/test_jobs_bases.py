@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lfm_torch.jobs import bases
-from lfm_torch.jobs.bases import bases_of
-from lfm_torch.jobs.tasks import Settings
+from lfm_torch.comparison.jobs import bases
+from lfm_torch.comparison.jobs.bases import bases_of
+from lfm_torch.comparison.jobs.tasks import Settings
 from lfm_torch.spectral.basis import Basis, spectral_basis
 
 SETTINGS = Settings(("heat",), 12, 10, "angular", "gaussian")

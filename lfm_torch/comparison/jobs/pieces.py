@@ -24,10 +24,9 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning, collecting
 from lfm_torch.baselines.points import Points, State
-from lfm_torch.comparison import Failure
-from lfm_torch.jobs.bases import Found, bases_of, is_out_of_memory
-from lfm_torch.jobs.store import DamagedPieceError
-from lfm_torch.jobs.tasks import (
+from lfm_torch.comparison.jobs.bases import Found, bases_of, is_out_of_memory
+from lfm_torch.comparison.jobs.store import DamagedPieceError
+from lfm_torch.comparison.jobs.tasks import (
     Block,
     Chance,
     Group,
@@ -39,6 +38,7 @@ from lfm_torch.jobs.tasks import (
     Settings,
     rows_key,
 )
+from lfm_torch.comparison.result import Failure
 from lfm_torch.measures.map_readings import Maps
 from lfm_torch.measures.pairs import score_sides, shuffled_maps, shuffled_scores, stored
 from lfm_torch.measures.table import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure

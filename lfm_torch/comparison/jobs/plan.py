@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from lfm_torch import _checks
-from lfm_torch.jobs.store import Store
-from lfm_torch.jobs.tasks import Settings, identity_without, known_rows, left_out_of
+from lfm_torch.comparison.jobs.store import Store
+from lfm_torch.comparison.jobs.tasks import Settings, identity_without, known_rows, left_out_of
 from lfm_torch.measures.map_readings import Maps
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.representations.nonfinite import Nonfinite

@@ -13,9 +13,9 @@ from extras import need, needs
 from torch import Tensor, nn
 
 from lfm_torch import LFMWarning, similarity
-from lfm_torch.compare import compare
-from lfm_torch.comparison import Comparison
-from lfm_torch.jobs.store import Store
+from lfm_torch.comparison.jobs.store import Store
+from lfm_torch.comparison.result import Comparison
+from lfm_torch.comparison.run import compare
 from lfm_torch.measures.table import MEASURES
 from lfm_torch.representations.checkpoints import Checkpoints
 
@@ -59,7 +59,7 @@ def test_numbers_are_those_of_single_pairs_whatever_the_blocks(monkeypatch: pyte
     every = tuple(MEASURES)
     whole = compare(points, measures=every, **OPTIONS)
     # two items per block: the blocks below the diagonal come from adjoint maps
-    monkeypatch.setattr("lfm_torch.jobs.blocks._COLUMNS", {"cpu": 16})
+    monkeypatch.setattr("lfm_torch.comparison.jobs.blocks._COLUMNS", {"cpu": 16})
     blocks = compare(points, measures=every, **OPTIONS)
     singles = [[similarity(x, y, measures=every, **OPTIONS) for y in points.values()] for x in points.values()]
     for measure in every:

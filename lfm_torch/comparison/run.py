@@ -1,7 +1,8 @@
 """Many representations against each other: every basis once, all pairs in blocks, one matrix per measure.
 
 The comparison is planned, then done: read and reduce each network, measure chance, compare the pairs. Whatever is in
-the store already is not done again; what is finished goes there at once. :mod:`lfm_torch.jobs` holds the work itself.
+the store already is not done again; what is finished goes there at once. The work itself is in
+:mod:`lfm_torch.comparison.jobs`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,12 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
-from lfm_torch.comparison import Comparison, Failure, Item
-from lfm_torch.graphs.graph import Weights, build_graph
-from lfm_torch.graphs.neighbors import Metric
-from lfm_torch.jobs import memory
-from lfm_torch.jobs.blocks import all_pairs, chance_levels
-from lfm_torch.jobs.engines import DistributedEngine, Engine, make_engine
-from lfm_torch.jobs.pieces import Job, quiet_workers
-from lfm_torch.jobs.store import Store, Waiting
-from lfm_torch.jobs.tasks import (
+from lfm_torch.comparison.jobs import memory
+from lfm_torch.comparison.jobs.blocks import all_pairs, chance_levels
+from lfm_torch.comparison.jobs.engines import DistributedEngine, Engine, make_engine
+from lfm_torch.comparison.jobs.pieces import Job, quiet_workers
+from lfm_torch.comparison.jobs.store import Store, Waiting
+from lfm_torch.comparison.jobs.tasks import (
     MemoryPieces,
     Reduced,
     Reduction,
@@ -41,6 +39,9 @@ from lfm_torch.jobs.tasks import (
     left_out_of,
     rows_key,
 )
+from lfm_torch.comparison.result import Comparison, Failure, Item
+from lfm_torch.graphs.graph import Weights, build_graph
+from lfm_torch.graphs.neighbors import Metric
 from lfm_torch.measures.table import DEFAULT_MEASURES, check_measures
 from lfm_torch.representations.checkpoint_files import Checkpoint, in_order, parse_name
 from lfm_torch.representations.checkpoints import Checkpoints
@@ -48,7 +49,8 @@ from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite
 from lfm_torch.representations.sources import Given, Source
 
 Progress = Callable[[str, int, int], None]
-logger = logging.getLogger(__name__)
+# called by the public function, wherever this module stands: who reads the log chooses by that name
+logger = logging.getLogger("lfm_torch.compare")
 # without a handler of the program's own Python would write warnings to stderr
 logger.addHandler(logging.NullHandler())
 

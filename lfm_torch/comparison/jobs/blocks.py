@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm_torch.comparison import Failure
-from lfm_torch.jobs.engines import Engine
-from lfm_torch.jobs.pair_values import Array, Row
-from lfm_torch.jobs.pieces import Job
-from lfm_torch.jobs.store import Store, Waiting
-from lfm_torch.jobs.tasks import Block, Chance, Group, Reduced
+from lfm_torch.comparison.jobs.engines import Engine
+from lfm_torch.comparison.jobs.library import library_digest
+from lfm_torch.comparison.jobs.pair_values import Array, Row
+from lfm_torch.comparison.jobs.pieces import Job
+from lfm_torch.comparison.jobs.store import Store, Waiting
+from lfm_torch.comparison.jobs.tasks import Block, Chance, Group, Reduced
+from lfm_torch.comparison.result import Failure
 from lfm_torch.measures.table import MEASURES
-from lfm_torch.representations.fingerprints import digest, library_digest
+from lfm_torch.representations.fingerprints import digest
 
 _CHANCE_DRAWS = 100
 _CHANCE_TASK = 8

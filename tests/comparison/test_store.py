@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfm_torch.jobs.pair_values import SIDE, Row
-from lfm_torch.jobs.store import DamagedPieceError, Store, content_digest, parse_size, shown_size
+from lfm_torch.comparison.jobs.pair_values import SIDE, Row
+from lfm_torch.comparison.jobs.store import DamagedPieceError, Store, content_digest, parse_size, shown_size
 
 INFO = {"kind": "basis", "title": "net, layer"}
 
@@ -183,7 +183,7 @@ def test_digests_of_files_are_remembered_until_they_change(tmp_path: Path) -> No
     # by the clock of the files, which need not be that of this machine
     changed, seconds = file.stat().st_ctime, 1.0
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lfm_torch.jobs.store.time.time", lambda: changed + seconds)
+        patched.setattr("lfm_torch.comparison.jobs.store.time.time", lambda: changed + seconds)
         assert [store.digest_of(file, compute) for _ in range(2)] == ["one", "one"]
         assert len(calls) == 2  # too young to be trusted
         os.utime(file, (1000, 1000))

@@ -22,11 +22,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lfm_torch import _files
-from lfm_torch.jobs.pair_values import DAY, SCHEMA, PairValues, days, parts_of
+from lfm_torch._files import STORE_INDEX, STORE_PIECES
+from lfm_torch.comparison.jobs.pair_values import DAY, SCHEMA, PairValues, days, parts_of
 
 FORMAT = 2
-INDEX = "index.sqlite"
-PIECES = "pieces"
 # seconds between two transactions: what a killed run may lose of what is finished
 _SAVE_EVERY = 0.5
 # a temporary file this old belongs to no process that still writes it
@@ -82,7 +81,7 @@ class Store:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        (self.directory / PIECES).mkdir(parents=True, exist_ok=True)
+        (self.directory / STORE_PIECES).mkdir(parents=True, exist_ok=True)
         self._connection: sqlite3.Connection | None = None
 
     def __repr__(self) -> str:
@@ -104,7 +103,7 @@ class Store:
 
     def path(self, key: str) -> Path:
         """Return the file of a piece."""
-        return self.directory / PIECES / key[:2] / f"{key}.safetensors"
+        return self.directory / STORE_PIECES / key[:2] / f"{key}.safetensors"
 
     def write(self, key: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> str:
         """Write a piece; the same key twice is the same content, so the last writer does no harm.
@@ -266,14 +265,16 @@ class Store:
                 if remove:
                     self.remove(path.stem)
         checks = self._index.execute("PRAGMA integrity_check").fetchall()
-        problems += [f"{INDEX}: {row[0]}" for row in checks if row[0] != "ok"]
-        problems += [f"{INDEX}: {line}" for line in self.pairs.damaged(remove=remove)]
+        problems += [f"{STORE_INDEX}: {row[0]}" for row in checks if row[0] != "ok"]
+        problems += [f"{STORE_INDEX}: {line}" for line in self.pairs.damaged(remove=remove)]
         damaged = [
             (name, measure)
             for name, measure, value, crc in self._index.execute("SELECT name, measure, value, crc FROM draws")
             if zlib.crc32(value) != crc
         ]
-        problems += [f"{INDEX}: the {measure} of shuffled rows {name.hex()} is damaged" for name, measure in damaged]
+        problems += [
+            f"{STORE_INDEX}: the {measure} of shuffled rows {name.hex()} is damaged" for name, measure in damaged
+        ]
         if remove and damaged:
             with self._transaction() as index:
                 index.executemany("DELETE FROM draws WHERE name = ? AND measure = ?", damaged)
@@ -299,7 +300,7 @@ class Store:
             Bytes freed.
         """
         before = self.size()
-        for path in (self.directory / PIECES).rglob(".*"):
+        for path in (self.directory / STORE_PIECES).rglob(".*"):
             if path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
         pieces = sorted(self.ls(), key=lambda piece: (piece.used, -piece.bytes))
@@ -325,12 +326,12 @@ class Store:
             self._connection = None
 
     def _files(self) -> Iterator[Path]:
-        return iter(sorted((self.directory / PIECES).glob("??/*.safetensors")))
+        return iter(sorted((self.directory / STORE_PIECES).glob("??/*.safetensors")))
 
     @property
     def _index(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._connection = _opened(self.directory / INDEX)
+            self._connection = _opened(self.directory / STORE_INDEX)
         return self._connection
 
     @contextmanager
@@ -344,7 +345,7 @@ class Store:
             if index.in_transaction:
                 index.execute("ROLLBACK")
             if isinstance(error, sqlite3.OperationalError):
-                raise OSError(f"{self.directory / INDEX} could not be written: {error}") from error
+                raise OSError(f"{self.directory / STORE_INDEX} could not be written: {error}") from error
             raise
 
 

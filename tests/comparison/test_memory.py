@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lfm_torch.jobs import memory
+from lfm_torch.comparison.jobs import memory
 
 GIB = 2**30
 

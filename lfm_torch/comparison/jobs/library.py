@@ -1,0 +1,46 @@
+"""Which library computed a piece: the digest of what decides the last bit beside the representations."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from lfm_torch.ops._extension import simd_level
+from lfm_torch.representations.fingerprints import digest, file_digest
+
+_PACKAGE = Path(__file__).parents[2]
+# the modules whose code decides the numbers; a change in a report must not throw away a day of work
+_NUMERICS = (
+    "_checks.py", "_files.py", "_precision.py", "pipeline.py", "ops/*.py", "linalg/*.py", "graphs/*.py",
+    "spectral/*.py", "maps/fmap.py", "measures/*.py", "baselines/*.py", "representations/extraction.py",
+    "representations/gathering.py", "representations/nonfinite.py", "representations/probe.py",
+    "comparison/jobs/bases.py", "comparison/jobs/blocks.py", "comparison/jobs/pieces.py", "comparison/jobs/tasks.py",
+)  # fmt: skip
+
+
+@functools.cache
+def library_digest() -> str:
+    """Return the digest of the library's numerics, its kernels, torch, and the processor's kind."""
+    modules = {path for pattern in _NUMERICS for path in _PACKAGE.glob(pattern)}
+    return digest(
+        code_digest(modules),
+        sorted(file_digest(path) for path in _PACKAGE.glob("*.so")),
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+        simd_level(),
+    )
+
+
+def code_digest(modules: Iterable[Path]) -> str:
+    """Return the digest of what modules define, wherever they stand: neither their names nor their imports count."""
+    return digest(sorted(digest(_without_imports(path.read_text("utf-8"))) for path in modules))
+
+
+def _without_imports(source: str) -> list[str]:
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    left_out = {line for node in imports for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    return [line for number, line in enumerate(source.splitlines(), 1) if number not in left_out and line.strip()]
