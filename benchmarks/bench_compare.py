@@ -28,7 +28,7 @@ BUDGET = "2GiB"
 HERE = Path(__file__).parent
 
 
-MODEL = ["--model", "lfm_torch.demo:DigitsCNN", "--data", "many_checkpoints:probe", "--layers", "layers.*"]
+MODEL = ["--model", "lfm_torch.cli.demo:DigitsCNN", "--data", "many_checkpoints:probe", "--layers", "layers.*"]
 
 
 def command(checkpoints: list[Path], out: Path, read: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lfm_torch.demo import N_TRAINING, DigitsCNN, digits
+from lfm_torch.cli.demo import N_TRAINING, DigitsCNN, digits
 
 N_PROBE = 2000
 

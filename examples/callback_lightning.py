@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lfm_torch.demo import N_TRAINING, DigitsCNN, digits
+from lfm_torch.cli.demo import N_TRAINING, DigitsCNN, digits
 from lfm_torch.integrations.lightning import LFMCallback
 from lfm_torch.training import Alert
 

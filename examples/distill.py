@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import lfm_torch as lfm
 from lfm_torch.baselines import linear_cka
-from lfm_torch.demo import N_TRAINING, digits
+from lfm_torch.cli.demo import N_TRAINING, digits
 
 BATCH = 300
 MEASURES = ("heat", "overlap", "linear_cka")

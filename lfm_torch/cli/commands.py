@@ -175,7 +175,7 @@ def _shown(name: str, value: object) -> str:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from lfm_torch import demo
+    from lfm_torch.cli import demo
 
     defaults = _parser().parse_args(["compare", "checkpoints", "--model", "m", "--data", "d"])
     arguments = argparse.Namespace(**{**vars(defaults), **vars(arguments)})
@@ -184,7 +184,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     saved = arguments.out / "checkpoints"
     with terminal.ProgressBars(quiet=arguments.quiet or arguments.json) as bars:
         accuracy = demo.train(saved, progress=bars)
-    source = {"model": "lfm_torch.demo:DigitsCNN", "data": "lfm_torch.demo:probe_images"}
+    source = {"model": "lfm_torch.cli.demo:DigitsCNN", "data": "lfm_torch.cli.demo:probe_images"}
     command = ["lfm-torch", "compare", str(saved), "--model", source["model"], "--data", source["data"]]
     command += ["--layers", *demo.LAYERS, "--out", str(arguments.out)]
     notes = [

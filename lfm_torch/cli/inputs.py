@@ -75,7 +75,7 @@ def load_data(spec: str) -> Any:
         ValueError: none of these, or a file that does not read.
     """
     if spec == "digits":
-        from lfm_torch.demo import digits
+        from lfm_torch.cli.demo import digits
 
         return digits()[0]
     file = spec if Path(spec).suffix in ARRAY_SUFFIXES else spec.rpartition(":")[0]

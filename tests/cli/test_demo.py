@@ -11,7 +11,7 @@ import torch
 from extras import REPORT, needs
 from processes import environment
 
-from lfm_torch import demo
+from lfm_torch.cli import demo
 
 pytestmark = needs("sklearn")
 
