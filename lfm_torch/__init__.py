@@ -4,70 +4,86 @@ The flow is representation -> graph -> basis -> functional map -> readings; ``pi
 are taken wherever tensors are; what comes back are tensors.
 """
 
-from lfm_torch import baselines, descriptors, losses
+# ruff: noqa: I001, RUF022 (in the order of the flow)
 from lfm_torch._version import __version__ as __version__
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.alignment.fit import align
-from lfm_torch.alignment.result import Alignment
-from lfm_torch.alignment.transfer import fit_translator, stitch
-from lfm_torch.comparison.evidence import sensitivity, significance
-from lfm_torch.comparison.result import Comparison
-from lfm_torch.comparison.run import compare
-from lfm_torch.graphs.graph import Graph, build_graph
-from lfm_torch.graphs.laplacian import Laplacian
-from lfm_torch.graphs.neighbors import Neighbors, knn
-from lfm_torch.maps.correspondence import mean_reciprocal_rank, pointwise_map
-from lfm_torch.maps.fmap import FunctionalMap, paired_map
-from lfm_torch.maps.refine import icp, sinkhorn_map, zoomout
-from lfm_torch.maps.solve import functional_map
-from lfm_torch.measures.distortion import Distortion, shape_difference
-from lfm_torch.measures.map_readings import heat_overlap, heat_overlap_probes, lfm_similarity, subspace_overlap
 from lfm_torch.ops._extension import build_info
+from lfm_torch.representations import Checkpoints, extract
+from lfm_torch.graphs import Graph, Laplacian, Neighbors, build_graph, knn
+from lfm_torch.spectral import Basis, align_signs, align_subspaces, spectral_basis
+from lfm_torch import descriptors
+from lfm_torch.maps import (
+    FunctionalMap,
+    functional_map,
+    icp,
+    mean_reciprocal_rank,
+    paired_map,
+    pointwise_map,
+    sinkhorn_map,
+    zoomout,
+)
+from lfm_torch import baselines
+from lfm_torch.measures import (
+    Distortion,
+    heat_overlap,
+    heat_overlap_probes,
+    lfm_similarity,
+    shape_difference,
+    subspace_overlap,
+)
+from lfm_torch.alignment import Alignment, align, fit_translator, stitch
 from lfm_torch.pipeline import distortion, similarity
-from lfm_torch.representations.checkpoints import Checkpoints
-from lfm_torch.representations.extraction import extract
-from lfm_torch.spectral.basis import Basis, spectral_basis
-from lfm_torch.spectral.basis_alignment import align_signs, align_subspaces
+from lfm_torch.comparison import Comparison, compare, sensitivity, significance
+from lfm_torch import losses
 
 __all__ = [
-    "Alignment",
-    "Basis",
-    "Checkpoints",
-    "Comparison",
-    "Distortion",
-    "FunctionalMap",
-    "Graph",
+    # what a call may say beside its result, and what runs here
     "LFMWarning",
+    "build_info",
+    # models and files to representations
+    "Checkpoints",
+    "extract",
+    # graphs
+    "Graph",
     "Laplacian",
     "Neighbors",
-    "align",
+    "build_graph",
+    "knn",
+    # bases
+    "Basis",
     "align_signs",
     "align_subspaces",
-    "baselines",
-    "build_graph",
-    "build_info",
-    "compare",
+    "spectral_basis",
+    # maps
+    "FunctionalMap",
     "descriptors",
-    "distortion",
-    "extract",
-    "fit_translator",
     "functional_map",
-    "heat_overlap",
-    "heat_overlap_probes",
     "icp",
-    "knn",
-    "lfm_similarity",
-    "losses",
     "mean_reciprocal_rank",
     "paired_map",
     "pointwise_map",
-    "sensitivity",
-    "shape_difference",
-    "significance",
-    "similarity",
     "sinkhorn_map",
-    "spectral_basis",
-    "stitch",
-    "subspace_overlap",
     "zoomout",
+    # two spaces
+    "Distortion",
+    "baselines",
+    "distortion",
+    "heat_overlap",
+    "heat_overlap_probes",
+    "lfm_similarity",
+    "shape_difference",
+    "similarity",
+    "subspace_overlap",
+    # two spaces whose rows need not pair
+    "Alignment",
+    "align",
+    "fit_translator",
+    "stitch",
+    # many spaces
+    "Comparison",
+    "compare",
+    "sensitivity",
+    "significance",
+    # training
+    "losses",
 ]

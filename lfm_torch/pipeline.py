@@ -17,14 +17,16 @@ from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import about, note, said_once, warn
 from lfm_torch.baselines.points import Points, State
-from lfm_torch.graphs.graph import Graph, Weights, build_graph
-from lfm_torch.graphs.neighbors import ANGULAR, Metric
+from lfm_torch.graphs.graph import Graph, build_graph
+from lfm_torch.graphs.points import ANGULAR, Metric
+from lfm_torch.graphs.weights import Weights
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.measures.distortion import Distortion, map_distortion
 from lfm_torch.measures.map_readings import Maps
 from lfm_torch.measures.table import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite, finite_pair
-from lfm_torch.spectral.basis import Basis, spectral_basis
+from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.compute import spectral_basis
 
 # Layers of CIFAR-10 networks, ReLU and pooled, have a mean of .6 to 2.5 times the spread, word vectors of .5, pixels of
 # .8 to 1.9; only beyond is an offset likely that means nothing. It is told from a sample of the rows.

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import lfm_torch as lfm
-from lfm_torch.graphs import neighbors
+from lfm_torch.graphs import sets
 from lfm_torch.integrations import pyg
 from lfm_torch.spectral import traced
 
@@ -162,4 +162,4 @@ def test_opcheck_of_the_operators_of_traced_programs() -> None:
     graph = lfm.build_graph(randn(N, 5).double())
     matrix = (graph.rowptr, graph.col, graph.weight.requires_grad_(), N, [], "symmetric")
     torch.library.opcheck(traced._basis, (*matrix, 5, "auto", 1e-8, None, True))
-    torch.library.opcheck(neighbors._traced_offsets, (SETS, N, "batch"))
+    torch.library.opcheck(sets._traced_offsets, (SETS, N, "batch"))

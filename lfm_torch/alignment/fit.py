@@ -21,12 +21,13 @@ from lfm_torch.alignment.result import Alignment, Correspondence
 from lfm_torch.alignment.transfer import Translator, TranslatorKind, fit_translator, row_pairs
 from lfm_torch.descriptors.anchors import anchor_distances, label_indicators
 from lfm_torch.graphs.graph import build_graph
-from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.graphs.points import Metric
 from lfm_torch.maps.correspondence import agreeing_pairs, mutual_pairs, nearest, pointwise_map
 from lfm_torch.maps.refine import projected_map, zoomout
 from lfm_torch.maps.solve import functional_map
 from lfm_torch.ops.knn import unit_rows
-from lfm_torch.spectral.basis import Basis, spectral_basis
+from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.compute import spectral_basis
 
 Method = Literal["auto", "descriptors", "coupling"]
 METHODS = ("auto", "descriptors", "coupling")

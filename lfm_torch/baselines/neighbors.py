@@ -10,7 +10,8 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch.baselines.points import Points, State, compared
-from lfm_torch.graphs.neighbors import Metric, knn
+from lfm_torch.graphs.neighbors import knn
+from lfm_torch.graphs.points import Metric
 from lfm_torch.ops.knn import METRICS
 
 

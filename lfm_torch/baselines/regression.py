@@ -9,7 +9,7 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.baselines.points import Points, State, compared, normalized, permute_rows
-from lfm_torch.graphs.neighbors import note_zero_rows, zero_rows
+from lfm_torch.graphs.points import note_zero_rows, zero_rows
 from lfm_torch.ops.knn import unit_rows
 
 _ANCHORS = 300

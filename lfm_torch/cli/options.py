@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from lfm_torch.graphs.graph import WEIGHTS
+from lfm_torch.graphs.weights import WEIGHTS
 from lfm_torch.measures.table import DEFAULT_MEASURES, MEASURES, check_measures
 from lfm_torch.ops.knn import METRICS
 from lfm_torch.representations.arrays import ARRAY_SUFFIXES

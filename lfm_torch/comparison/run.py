@@ -40,8 +40,9 @@ from lfm_torch.comparison.jobs.tasks import (
     rows_key,
 )
 from lfm_torch.comparison.result import Comparison, Failure, Item
-from lfm_torch.graphs.graph import Weights, build_graph
-from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.graphs.graph import build_graph
+from lfm_torch.graphs.points import Metric
+from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import DEFAULT_MEASURES, check_measures
 from lfm_torch.representations.checkpoint_files import Checkpoint, in_order, parse_name
 from lfm_torch.representations.checkpoints import Checkpoints

@@ -11,7 +11,7 @@ from lfm_torch import _checks, ops
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch.graphs.graph import build_graph
-from lfm_torch.graphs.neighbors import Metric, note_zero_rows, power_into_range, zero_rows
+from lfm_torch.graphs.points import Metric, note_zero_rows, power_into_range, zero_rows
 from lfm_torch.ops.knn import unit_rows
 from lfm_torch.spectral.basis import Basis
 

@@ -6,6 +6,7 @@ and its Laplacian, an operator on functions ``[..., n, m]``.
 
 from lfm_torch.graphs.graph import Graph, build_graph
 from lfm_torch.graphs.laplacian import Laplacian
-from lfm_torch.graphs.neighbors import Neighbors, knn
+from lfm_torch.graphs.neighbors import knn
+from lfm_torch.graphs.search import Neighbors
 
 __all__ = ["Graph", "Laplacian", "Neighbors", "build_graph", "knn"]

@@ -1,8 +1,7 @@
-"""Edge weights and the symmetric neighbour graph: from points ``[..., n, d]`` to a weighted CSR matrix."""
+"""The symmetric neighbour graph: from points ``[..., n, d]`` to a weighted CSR matrix, and from matrices of others."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -16,24 +15,24 @@ from torch import Tensor
 from lfm_torch import _checks, _files, ops
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
+from lfm_torch.graphs.edges import Edges
 from lfm_torch.graphs.laplacian import Laplacian, Normalization, scipy_csr
-from lfm_torch.graphs.neighbors import Metric, Neighbors, default_n_neighbors, knn, power_into_range, set_offsets
+from lfm_torch.graphs.neighbors import default_n_neighbors, knn
+from lfm_torch.graphs.points import Metric, power_into_range
+from lfm_torch.graphs.search import Neighbors
+from lfm_torch.graphs.sets import set_offsets
+from lfm_torch.graphs.weights import WEIGHTS, Weights, directed_weights
 from lfm_torch.ops.graphs import SYMMETRIZATIONS
 from lfm_torch.ops.knn import METRICS
 
 if TYPE_CHECKING:
     import scipy.sparse
 
-Weights = Literal["gaussian", "self_tuning", "binary", "inverse_distance", "distance"]
 Symmetrization = Literal["mean", "union", "mutual"]
-WEIGHTS = ("gaussian", "self_tuning", "binary", "inverse_distance", "distance")
-
-# self_tuning: the scale of a point is the distance to this neighbour (Zelnik-Manor & Perona 2004 use the seventh)
-_SELF_TUNING_NEIGHBOR = 7
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Graph:
+class Graph(Edges):
     """Symmetric weighted neighbour graph of one point set, or of a batch of equal or unequal (ragged) sizes.
 
     The batch is one block-diagonal CSR matrix: row ``b * n_nodes + i`` is node ``i`` of graph ``b``. A ragged batch is
@@ -72,52 +71,6 @@ class Graph:
             f"Graph({batch}n_nodes={self.n_nodes}, n_edges={self.col.numel()}, {how}, "
             f"{str(self.weight.dtype).removeprefix('torch.')}, {self.weight.device})"
         )
-
-    @property
-    def degree(self) -> Tensor:
-        """Sum of the weights at each node, ``[..., n]``."""
-        return self._cached_degree if self.is_constant else self._sum_weights()
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether what follows from the weights may be kept: not where gradients are recorded, or a program traced."""
-        # a recorded one would outlive its first backward pass
-        recorded = torch.is_grad_enabled() and self.weight.requires_grad
-        return not recorded and _checks.has_values(self.weight)
-
-    @functools.cached_property
-    def _cached_degree(self) -> Tensor:
-        with torch.no_grad():
-            return self._sum_weights()
-
-    def _sum_weights(self) -> Tensor:
-        none = self.weight.new_zeros(self.rowptr.numel() - 1)
-        ones = torch.ones_like(none)
-        sums = ops.laplacian_product(self.rowptr, self.col, self.weight, none, -ones, ones, ones.unsqueeze(1))
-        return sums.view(*self.batch_shape, self.n_nodes)
-
-    @functools.cached_property
-    def component_labels(self) -> Tensor:
-        """Connected component of each node, ``[..., n]`` int64, numbered over the whole batch by the smallest node.
-
-        An edge whose weight underflowed to 0 connects nothing.
-        """
-        rowptr, col = self.rowptr, self.col
-        connects = self.weight.detach() > 0
-        if not bool(connects.all()):
-            before = torch.cat([rowptr.new_zeros(1), connects.cumsum(0)])
-            rowptr, col = before[rowptr], col[connects]
-        return ops.connected_components(rowptr, col).view(*self.batch_shape, self.n_nodes)
-
-    @functools.cached_property
-    def n_components(self) -> Tensor:
-        """Number of connected components of each graph, ``[...]`` int64; ``[b]`` for a ragged batch."""
-        labels = self.component_labels
-        if self.offsets is not None:
-            # numbered by their smallest node: so many begin before a graph does
-            begun = torch.cat([labels.new_zeros(1), labels.cummax(0).values + 1])[self.offsets.to(labels.device)]
-            return begun.diff()
-        return labels.amax(-1) - labels.amin(-1) + 1
 
     @classmethod
     def batch(cls, graphs: Sequence[Graph]) -> Graph:
@@ -427,33 +380,5 @@ def graph_from_neighbors(
         raise ValueError(f"weights must be 'binary' for metric='inner_product' (it is no distance), got {weights!r}")
     *batch, n, k = neighbors.indices.shape
     indices, distances = (part.reshape(-1, n, k) for part in neighbors)
-    rowptr, col, weight = ops.symmetrize_edges(indices, _directed_weights(distances, indices, weights), symmetrize)
+    rowptr, col, weight = ops.symmetrize_edges(indices, directed_weights(distances, indices, weights), symmetrize)
     return Graph(rowptr, col, weight, n, tuple(batch), k, metric, weights, symmetrize)
-
-
-def _directed_weights(distances: Tensor, indices: Tensor, weights: str) -> Tensor:
-    last = distances[..., -1:]
-    if weights == "gaussian":
-        # where all neighbours coincide with the point every d is 0: the limit of the kernel for equal points is 1
-        scale = torch.where(last > 0, last, 1.0)
-        shares = distances / scale
-        if not shares.requires_grad:  # in place: a large array less for every step
-            return shares.square_().mul_(-4).exp_()
-        return shares.square().mul(-4).exp()
-    if weights == "self_tuning":
-        scale = distances[..., min(_SELF_TUNING_NEIGHBOR, distances.shape[-1]) - 1]
-        other = scale.gather(1, indices.flatten(1)).view_as(distances)
-        positive = (scale.unsqueeze(-1) > 0) & (other > 0)
-        # quotients, not a product of scales, which may vanish or overflow
-        own, other = (torch.where(positive, part, 1.0) for part in (scale.unsqueeze(-1), other))
-        return torch.where(positive, (-(distances / own) * (distances / other)).exp(), (distances == 0).to(distances))
-    if weights == "binary":
-        return torch.ones_like(distances)
-    if weights == "inverse_distance":
-        # never so small that the sum of the inverses overflows
-        least = torch.finfo(distances.dtype).max ** -0.75
-        floor = torch.where(last > 0, (1e-6 * last).clamp_min(least), 1.0)
-        # by way of a scale: the derivative of a quotient near 1 has no square that overflows
-        scale = torch.where(last > 0, last, 1.0).detach()
-        return scale / torch.maximum(distances, floor) / scale
-    return distances

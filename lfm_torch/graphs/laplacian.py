@@ -14,14 +14,13 @@ from torch import Tensor
 from lfm_torch import _checks, ops
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
+from lfm_torch.graphs.edges import Edges
 from lfm_torch.linalg.chebyshev import chebyshev_sums, heat_coefficients
 from lfm_torch.ops.knn import unit_rows
 
 if TYPE_CHECKING:
     import scipy.sparse
     from torch_sparse import SparseTensor
-
-    from lfm_torch.graphs.graph import Graph
 
 Normalization = Literal["symmetric", "random_walk", "unnormalized"]
 NORMALIZATIONS = ("symmetric", "random_walk", "unnormalized")
@@ -45,7 +44,7 @@ class Laplacian:
         tensor(True)
     """
 
-    graph: Graph
+    graph: Edges
     normalization: Normalization = "symmetric"
     transposed: bool = False
 
@@ -94,7 +93,7 @@ class Laplacian:
         return replace(self, transposed=not self.transposed) if self.normalization == "random_walk" else self
 
     def unbatch(self) -> list[Laplacian]:
-        """Return the Laplacians of the graphs of a batch one by one: see :meth:`Graph.unbatch`."""
+        """Return the Laplacians of the graphs of a batch one by one: see :meth:`Edges.unbatch`."""
         return [replace(self, graph=graph) for graph in self.graph.unbatch()]
 
     @property

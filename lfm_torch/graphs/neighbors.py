@@ -1,54 +1,19 @@
-"""Exact nearest neighbours of points ``[..., n, d]``."""
+"""Exact nearest neighbours of points ``[..., n, d]``: what is asked is checked, and rows of zeros get their answer."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, ops
+from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, outside_autocast
-from lfm_torch._warnings import note
-from lfm_torch.ops.knn import METRICS, NeighborDistances, knn_ragged_reference, knn_reference, unit_rows
-
-Metric = Literal["euclidean", "cosine", "angular", "inner_product"]
-Backend = Literal["auto", "native", "reference", "faiss", "faiss_ivf", "faiss_hnsw", "torch_cluster"]
-BACKENDS = ("auto", "native", "reference", "faiss", "faiss_ivf", "faiss_hnsw", "torch_cluster")
-EXTERNAL = BACKENDS[3:]
-ANGULAR = ("cosine", "angular")
-# largest magnitudes of points whose distances, and the products behind them, neither overflow nor vanish
-_SAFE = {torch.float32: (2.0**-50, 2.0**50), torch.float64: (2.0**-400, 2.0**500)}
-
-
-class Neighbors(NamedTuple):
-    """Result of :func:`knn`: ``indices`` int64 and ``distances``, both ``[..., n, n_neighbors]``."""
-
-    indices: Tensor
-    distances: Tensor
-
-    def _with(self, indices: Tensor, distances: Tensor) -> Neighbors:
-        return Neighbors(indices, distances)
-
-
-class ApproximateNeighbors(Neighbors):
-    """Neighbours from an approximate index, with the share of the true ones that it finds.
-
-    Attributes:
-        recall: Measured against the exact neighbours of a sample of the queries, between 0 and 1.
-    """
-
-    recall: float
-
-    def _with(self, indices: Tensor, distances: Tensor) -> Neighbors:
-        result = ApproximateNeighbors(indices, distances)
-        result.recall = self.recall
-        return result
+from lfm_torch.graphs.points import ANGULAR, Metric, note_zero_rows, power_into_range, zero_rows
+from lfm_torch.graphs.search import BACKENDS, EXTERNAL, Backend, Neighbors, Search
+from lfm_torch.graphs.sets import Offsets, set_offsets
+from lfm_torch.ops.knn import METRICS
 
 
 def default_n_neighbors(n: int) -> int:
@@ -145,7 +110,7 @@ def knn(
     else:
         _checks.check_range("n_neighbors", n_neighbors, 1, y.shape[-2], f"y has {y.shape[-2]} rows")
     x, y = at_least_single(x), None if y is None else at_least_single(y)
-    search = _Search(n_neighbors, metric, backend, memory_budget, sets)
+    search = Search(n_neighbors, metric, backend, memory_budget, sets)
     if metric in ANGULAR:
         x, y, zero = _with_places_for_zeros(x, y, sets)
         found = search(x, y)
@@ -156,42 +121,6 @@ def knn(
     found = search(x / power, None if y is None else y / power_y)
     distances = found.distances * power
     return found._with(found.indices, distances * power_y if metric == "inner_product" else distances)
-
-
-def set_offsets(name: str, batch: IndexLike, n: int) -> Tensor:
-    """Return the int64 offsets ``[s + 1]``, on the CPU, of a PyG-style batch vector ``[n]`` or of offsets.
-
-    Raises:
-        TypeError: not integers.
-        ValueError: neither ``n`` ascending numbers of sets, nor offsets ascending from 0 to ``n``.
-    """
-    values = _checks.as_integers(name, batch, torch.device("cpu"))
-    if not _checks.has_values(values):
-        offsets: Tensor = _traced_offsets(values, n, name)
-        return offsets
-    wanted = f"the set of each of the {n} rows, ascending, or offsets ascending from 0 to {n}"
-    if values.dim() != 1 or values.numel() == 0 or bool((values.diff() < 0).any()) or int(values[0]) < 0:
-        raise ValueError(f"{name} must be {wanted}, got shape {list(values.shape)}, or values out of order")
-    if int(values[0]) == 0 and int(values[-1]) == n:
-        return values
-    if values.numel() != n:
-        raise ValueError(f"{name} must be {wanted}, got {values.numel()} values from {values[0]} to {values[-1]}")
-    counts = torch.bincount(values)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-@torch.library.custom_op("lfm_torch_traced::set_offsets", mutates_args=())
-def _traced_offsets(batch: Tensor, n: int, name: str) -> Tensor:
-    """:func:`set_offsets` when what was traced runs: how many sets there are is known then."""
-    return set_offsets(name, batch, n).clone()
-
-
-@_traced_offsets.register_fake
-def _(batch: Tensor, n: int, name: str) -> Tensor:
-    return batch.new_empty(torch.library.get_ctx().new_dynamic_size())
-
-
-Offsets = tuple[Tensor, Tensor | None]
 
 
 def _check_ragged(
@@ -212,69 +141,6 @@ def _check_ragged(
     sets = max(offsets.numel(), y_offsets.numel())
     offsets, y_offsets = (torch.cat([o, o[-1:].expand(sets - o.numel())]).contiguous() for o in (offsets, y_offsets))
     return offsets, y_offsets
-
-
-@dataclass(frozen=True)
-class _Search:
-    """A search of checked points, float32 or float64, for which the metric has distances."""
-
-    k: int
-    metric: Metric
-    backend: Backend
-    memory_budget: float | None
-    sets: Offsets | None
-
-    def __call__(self, x: Tensor, y: Tensor | None) -> Neighbors:
-        return self._dense(x, y) if self.sets is None else self._ragged(x, y, self.sets)
-
-    def _dense(self, x: Tensor, y: Tensor | None) -> Neighbors:
-        shape = (*x.shape[:-1], self.k)
-        queries, database = _as_batch(x), None if y is None else _as_batch(y)
-        with torch.no_grad():
-            if self.backend in EXTERNAL:
-                return _external(queries, database, self.k, self.metric, self.backend, shape)
-            budget = _bytes_of(self.memory_budget, queries, database)
-            if self.backend == "reference":
-                indices, distances = knn_reference(queries, database, self.k, self.metric)
-            else:
-                _check_native(self.backend, "knn", x.device)
-                indices, distances = ops.nearest_neighbors(queries, database, self.k, self.metric, budget)
-        if _is_recorded(x, y):
-            distances = _differentiable(queries, database, indices, distances, self.metric)
-        return Neighbors(indices.view(shape), distances.view(shape))
-
-    def _ragged(self, x: Tensor, y: Tensor | None, sets: Offsets) -> Neighbors:
-        with torch.no_grad():
-            budget = _bytes_of(self.memory_budget, x, y)
-            if self.backend == "reference":
-                indices, distances = knn_ragged_reference(x, y, *sets, self.k, self.metric, budget)
-            else:
-                _check_native(self.backend, "knn_ragged", x.device)
-                indices, distances = ops.ragged_nearest_neighbors(x, y, *sets, self.k, self.metric, budget)
-        if _is_recorded(x, y):
-            # an empty place is infinitely far for every x: it takes part as a constant
-            here, database = indices >= 0, (x if y is None else y).unsqueeze(0)
-            places, known = indices.clamp_min(0).unsqueeze(0), torch.where(here, distances, 1.0).unsqueeze(0)
-            flow = _differentiable(x.unsqueeze(0), database, places, known, self.metric)[0]
-            distances = torch.where(here, flow, distances)
-        return Neighbors(indices, distances)
-
-
-def _is_recorded(x: Tensor, y: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or (y is not None and y.requires_grad))
-
-
-def _as_batch(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-2], x.shape[-1])
-
-
-def power_into_range(dtype: torch.dtype, largest: float) -> float:
-    """Power of two that divides points of this largest magnitude into a range where distances are safe; mostly 1."""
-    low, high = _SAFE[dtype]
-    if low <= largest <= high or largest == 0:
-        return 1.0
-    # no further than needed from above: what is small beside the largest must not vanish
-    return 2.0 ** (math.frexp(largest)[1] - (math.frexp(high)[1] if largest > high else 1))
 
 
 def _powers(dtype: torch.dtype, metric: str, largest: float, largest_y: float) -> tuple[float, float]:
@@ -310,56 +176,6 @@ def _with_places_for_zeros(
     return _with_dimension(x, zero), _with_dimension(y, none[1] if zero_y is None else zero_y), zero
 
 
-def zero_rows(
-    name: str, x: Tensor, offsets: Tensor | None = None, *, alone: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """Return ``x`` and which of its rows are zero, None where none is.
-
-    Denormal rows of float64 are brought up, exactly: the reciprocal of their length is no number.
-
-    Raises:
-        ValueError: where ``alone``, if all rows are zero, or all of a set.
-    """
-    points = x.detach()
-    single = x.dtype == torch.float32
-    usable = points.any(-1) if single else (points.abs() >= torch.finfo(x.dtype).tiny).any(-1)
-    known = _checks.has_values(x)
-    if known and bool(usable.all()):
-        return x, None
-    zero = ~points.any(-1)
-    if not single:
-        x = torch.where((usable | zero).unsqueeze(-1), x, x * 2.0**64)
-    if not known:  # there may be some
-        return x, zero
-    if not bool(zero.any()):
-        return x, None
-    if alone and bool(_whole_sets(zero, offsets).any()):
-        raise ValueError(
-            f"{name} must have rows that are not zero under the metrics 'cosine' and 'angular', got nothing but zeros "
-            "(a collapsed representation)"
-        )
-    return x, zero
-
-
-def note_zero_rows(name: str, zero: Tensor | None) -> None:
-    """Say how many rows are zero, and what becomes of them."""
-    if zero is None or not _checks.has_values(zero):
-        return
-    rows = "rows" if name == "x" else f"rows of {name}"
-    note(
-        f"{int(zero.sum())} of {zero.numel()} {rows} are zero and have no angle: they count as orthogonal to all "
-        "others; leave them out, or take metric='euclidean', where they are points like others"
-    )
-
-
-def _whole_sets(zero: Tensor, offsets: Tensor | None) -> Tensor:
-    """Which sets have no other row; one without rows has not."""
-    if offsets is None:
-        return zero.all(-1)
-    counts = torch.cat([zero.new_zeros(1, dtype=torch.int64), zero.cumsum(0)])[offsets.to(zero.device)].diff()
-    return (counts == offsets.diff().to(zero.device)) & (counts > 0)
-
-
 def _with_dimension(x: Tensor, zero: Tensor) -> Tensor:
     # masked, so that no gradient reaches them
     return torch.cat([x.masked_fill(zero.unsqueeze(-1), 0.0), zero.unsqueeze(-1).to(x.dtype)], -1)
@@ -382,84 +198,3 @@ def _orthogonal_to_all(found: Neighbors, zero: Tensor, metric: str, alone: bool,
     indices = torch.where(zero, nearest + first, indices)
     distances = torch.where(zero, 1.0 if metric == "cosine" else math.sqrt(2), distances)
     return found._with(indices, distances)
-
-
-def _check_native(backend: str, operator: str, device: torch.device) -> None:
-    if backend == "native" and not ops.has_native_kernel(operator, device):
-        raise ValueError(f"backend='native' needs compiled kernels for {device}; see lfm_torch.build_info().notes")
-
-
-def _external(x: Tensor, y: Tensor | None, k: int, metric: Metric, backend: str, shape: tuple[int, ...]) -> Neighbors:
-    """Search set by set through another package."""
-    if backend == "torch_cluster":
-        from lfm_torch.integrations.pyg import cluster_knn as search
-    else:
-        from lfm_torch.integrations.faiss import search
-
-    kind = backend.removeprefix("faiss").lstrip("_") or "flat"
-    found = [search(x[b], None if y is None else y[b], k, metric, kind) for b in range(x.shape[0])]
-    indices, distances = (torch.stack(part).view(shape) for part in zip(*found, strict=True))
-    if kind not in ("ivf", "hnsw"):
-        return Neighbors(indices, distances)
-    result = ApproximateNeighbors(indices, distances)
-    recalls = [_recall(x[b], None if y is None else y[b], k, metric, found[b][0]) for b in range(x.shape[0])]
-    result.recall = sum(recalls) / len(recalls)
-    return result
-
-
-def _recall(x: Tensor, y: Tensor | None, k: int, metric: Metric, indices: Tensor, samples: int = 256) -> float:
-    """Share of the exact neighbours of an even sample of the rows that ``indices`` holds, duplicates counted once."""
-    rows = torch.arange(min(samples, x.shape[0]), device=x.device) * x.shape[0] // min(samples, x.shape[0])
-    own = k + 1 if y is None else k  # the point itself comes along where it is in the database
-    exact = ops.nearest_neighbors(x[rows].unsqueeze(0), (x if y is None else y).unsqueeze(0), own, metric)[0][0]
-    share = 0.0
-    for row, wanted in zip(rows.tolist(), exact, strict=True):
-        if y is None:
-            wanted = wanted[wanted != row][:k]
-        share += float(torch.isin(wanted, indices[row]).double().mean())
-    return share / len(rows)
-
-
-def _bytes_of(budget: float | None, x: Tensor, y: Tensor | None) -> int:
-    """Memory budget in bytes; 0 where the free memory is not known and none is given.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: not positive, or less than the packed points take.
-    """
-    if budget is None:
-        return _free_memory(x.device) // 2 if _checks.has_values(x) else 0
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
-        raise TypeError(f"memory_budget must be a number of bytes or a share, got {type(budget).__name__}")
-    if not 0 < budget < float("inf"):
-        raise ValueError(f"memory_budget must be positive, a number of bytes or a share of at most 1, got {budget}")
-    is_share = isinstance(budget, float) and budget <= 1
-    if is_share and not _checks.has_values(x):
-        raise ValueError(
-            f"memory_budget must be a number of bytes where torch.compile or torch.export trace, got the share {budget}"
-        )
-    allowed = int(budget * _free_memory(x.device)) if is_share else int(budget)
-    points = x.shape[-2] + (0 if y is None else y.shape[-2])
-    least = points * (2 * x.shape[-1] + 50) + (8 << 20) * torch.get_num_threads()
-    if allowed < least:
-        raise ValueError(f"memory_budget must be at least {least} bytes for these points, got {allowed}")
-    return allowed
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _differentiable(x: Tensor, y: Tensor | None, indices: Tensor, distances: Tensor, metric: str) -> Tensor:
-    if metric in ANGULAR:
-        unit = unit_rows(x)
-        x, y = unit, unit if y is x else None if y is None else unit_rows(y)
-    kind = "euclidean" if metric == "angular" else metric
-    flow: Tensor = NeighborDistances.apply(x, y, indices, distances, kind)  # type: ignore[no-untyped-call]
-    return flow

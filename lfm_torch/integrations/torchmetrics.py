@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
-from lfm_torch.graphs.graph import Weights
-from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.graphs.points import Metric
+from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import MAP_MEASURES, check_measures
 from lfm_torch.pipeline import check_pair, check_sizes, similarity, sizes_for_batch
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite

@@ -1,4 +1,8 @@
-"""Eigensolvers for the low end of a symmetric operator's spectrum."""
+"""From a symmetric operator to the low end of its spectrum, and the derivatives of that.
+
+Takes anything that multiplies ``[..., n, m]``, with a bound on its spectrum, and knows no graph; gives Eigenpairs whose
+residuals, orthogonality and order are checked, whichever solver found them.
+"""
 
 from lfm_torch.linalg.derivative import differentiable_eigenpairs
 from lfm_torch.linalg.eigenpairs import Eigenpairs

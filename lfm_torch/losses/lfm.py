@@ -7,8 +7,8 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
-from lfm_torch.graphs.graph import Weights
-from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.graphs.points import Metric
+from lfm_torch.graphs.weights import Weights
 from lfm_torch.losses.alignment_loss import AlignmentLoss
 from lfm_torch.maps.fmap import paired_map
 from lfm_torch.maps.solve import functional_map

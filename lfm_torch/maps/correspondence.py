@@ -10,7 +10,9 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
-from lfm_torch.graphs.neighbors import Metric, Neighbors, knn
+from lfm_torch.graphs.neighbors import knn
+from lfm_torch.graphs.points import Metric
+from lfm_torch.graphs.search import Neighbors
 from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.ops.knn import METRICS, unit_rows
 from lfm_torch.spectral.basis import Basis

@@ -1,4 +1,8 @@
-"""The operators: one file each, with schema, reference twin, fake kernel, gradient and sample inputs."""
+"""The operators that the kernels of csrc/ implement: a file each, named as the folder of its kernels.
+
+Takes plain tensors and gives plain tensors, for any stage above. A file holds the schema, the reference twin, the fake
+kernel, the gradient and sample inputs, from which tests are made; ``_extension.py`` loads the libraries.
+"""
 
 from lfm_torch.ops._registry import OPERATORS, Operator, has_native_kernel
 from lfm_torch.ops.geodesic import geodesics

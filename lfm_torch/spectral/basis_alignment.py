@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lfm_torch._precision import matmul, outside_autocast
-
-if TYPE_CHECKING:
-    from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.basis import Basis
 
 
 @outside_autocast

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lfm_torch.graphs.graph import Graph
 from lfm_torch.graphs.laplacian import Laplacian
-
-if TYPE_CHECKING:
-    from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.eigensolve import solve_basis
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def traced_pairs(
-    laplacian: Laplacian, n_basis: int, solver: str, tol: float | None, max_iterations: int | None
-) -> Parts:
+def traced_pairs(laplacian: Laplacian, n_basis: int, solver: str, tol: float, max_iterations: int | None) -> Parts:
     """``evals``, ``evecs``, ``residuals``, ``converged`` and ``n_components`` of a Basis, by the operator."""
     graph = laplacian.graph
     matrix = (graph.rowptr, graph.col, graph.weight, graph.n_nodes, graph.batch_shape, laplacian.normalization)
@@ -38,11 +35,8 @@ def traced_pairs(
 def _solved(
     rowptr: Tensor, col: Tensor, weight: Tensor, n_nodes: int, batch: Sequence[int], normalization: Any, *how: Any
 ) -> Basis:
-    from lfm_torch.spectral.basis import spectral_basis
-
-    n_basis, solver, tol, max_iterations = how
     laplacian = Laplacian(Graph(rowptr, col, weight, n_nodes, tuple(batch)), normalization)
-    return spectral_basis(laplacian, n_basis=n_basis, solver=solver, tol=tol, max_iterations=max_iterations)
+    return solve_basis(laplacian, *how)
 
 
 @torch.library.custom_op("lfm_torch_traced::spectral_basis", mutates_args=())
@@ -55,7 +49,7 @@ def _basis(
     normalization: str,
     n_basis: int,
     solver: str,
-    tol: float | None,
+    tol: float,
     max_iterations: int | None,
     recorded: bool,
 ) -> Parts:
@@ -86,7 +80,7 @@ def _gradient(
     normalization: str,
     n_basis: int,
     solver: str,
-    tol: float | None,
+    tol: float,
     max_iterations: int | None,
     g_evals: Tensor,
     g_evecs: Tensor,

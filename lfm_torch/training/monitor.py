@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from lfm_torch import _checks, _files
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import kind_of, warn
-from lfm_torch.graphs.graph import Weights
-from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.graphs.points import Metric
+from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import check_measures, full_name
 from lfm_torch.representations.extraction import POOLINGS, Layers, Pooling, activations, as_batches, resolve_layers
 from lfm_torch.representations.probe import is_sharded, unwrapped

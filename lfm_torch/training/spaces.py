@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch.baselines.points import Points
-from lfm_torch.graphs.graph import Weights
-from lfm_torch.graphs.neighbors import Metric
+from lfm_torch.graphs.points import Metric
+from lfm_torch.graphs.weights import Weights
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.measures.map_readings import Maps, heat_overlap
 from lfm_torch.measures.table import MAP_MEASURES, POINT_MEASURES

@@ -8,7 +8,8 @@ import torch
 from lfm_torch.comparison.jobs import bases
 from lfm_torch.comparison.jobs.bases import bases_of
 from lfm_torch.comparison.jobs.tasks import Settings
-from lfm_torch.spectral.basis import Basis, spectral_basis
+from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.compute import spectral_basis
 
 SETTINGS = Settings(("heat",), 12, 10, "angular", "gaussian")
 

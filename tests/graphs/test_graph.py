@@ -12,7 +12,7 @@ import torch
 from extras import need
 
 import lfm_torch as lfm
-from lfm_torch.graphs.graph import WEIGHTS
+from lfm_torch.graphs.weights import WEIGHTS
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "angular", "cosine"])

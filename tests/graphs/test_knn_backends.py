@@ -15,7 +15,8 @@ from extras import need, needs
 from processes import environment
 
 import lfm_torch as lfm
-from lfm_torch.graphs.neighbors import ApproximateNeighbors, set_offsets
+from lfm_torch.graphs.search import ApproximateNeighbors
+from lfm_torch.graphs.sets import set_offsets
 from lfm_torch.integrations.pyg import from_pyg, from_torch_sparse, knn_graph, to_pyg, to_torch_sparse
 from lfm_torch.ops._extension import SIMD_LEVELS
 from lfm_torch.ops.knn import METRICS, nearest_neighbors

@@ -17,7 +17,8 @@ from lfm_torch._warnings import collecting
 from lfm_torch.comparison.jobs.tasks import Settings
 from lfm_torch.graphs.graph import Graph
 from lfm_torch.pipeline import representation_basis, representation_graph
-from lfm_torch.spectral.basis import Basis, spectral_basis
+from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.compute import spectral_basis
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 # blocks of the solver beside the basis, in multiples of it: the filtered block, its image, trial spaces

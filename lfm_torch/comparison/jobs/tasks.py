@@ -11,12 +11,13 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch.comparison.jobs.library import library_digest
 from lfm_torch.comparison.jobs.store import DamagedPieceError, Store, content_digest
-from lfm_torch.graphs.graph import Weights
-from lfm_torch.graphs.neighbors import Metric, default_n_neighbors
+from lfm_torch.graphs.neighbors import default_n_neighbors
+from lfm_torch.graphs.points import Metric
+from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.representations.fingerprints import digest
 from lfm_torch.representations.nonfinite import is_lost, rows_to_leave_out
-from lfm_torch.spectral.basis import default_n_basis
+from lfm_torch.spectral.compute import default_n_basis
 
 
 @dataclass(frozen=True)
