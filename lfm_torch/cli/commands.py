@@ -24,7 +24,7 @@ from lfm_torch.cli.inputs import load_data, load_object
 from lfm_torch.cli.options import EXIT_STATUS, FAILED, INTERRUPTED, OK, add_output, make_writable
 from lfm_torch.ops._extension import build_info
 from lfm_torch.report import terminal
-from lfm_torch.representations.checkpoint_files import find_checkpoints
+from lfm_torch.representations.checkpoint_search import find_checkpoints
 from lfm_torch.representations.checkpoints import Checkpoints
 
 # what the library uses or works with, as pip names it

@@ -24,9 +24,11 @@ from lfm_torch.comparison.jobs.tasks import Settings
 from lfm_torch.comparison.result import Comparison
 from lfm_torch.comparison.run import compare
 from lfm_torch.report import terminal
-from lfm_torch.representations.checkpoint_files import SUFFIXES, find_checkpoints
+from lfm_torch.representations.checkpoint_files import SUFFIXES
+from lfm_torch.representations.checkpoint_search import find_checkpoints
 from lfm_torch.representations.checkpoints import Checkpoints
-from lfm_torch.representations.models import ORIGINS, Activations, Models
+from lfm_torch.representations.models import ORIGINS, Models
+from lfm_torch.representations.saved_activations import Activations
 from lfm_torch.representations.sources import Source
 
 

@@ -10,8 +10,8 @@ from lfm_torch.graphs.weights import WEIGHTS
 from lfm_torch.measures.table import DEFAULT_MEASURES, MEASURES, check_measures
 from lfm_torch.ops.knn import METRICS
 from lfm_torch.representations.arrays import ARRAY_SUFFIXES
-from lfm_torch.representations.extraction import POOLINGS
 from lfm_torch.representations.nonfinite import NONFINITE
+from lfm_torch.representations.pooling import POOLINGS
 
 OK, FAILED, PARTIAL, INTERRUPTED = 0, 1, 3, 130
 EXIT_STATUS = """exit status:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lfm_torch.integrations._options import check_figures, check_intervals
-from lfm_torch.representations.extraction import Layers
+from lfm_torch.representations.layers import Layers
 from lfm_torch.representations.probe import is_sharded
 from lfm_torch.training import Monitor, MonitorOptions, Point, metrics_of
 from lfm_torch.training.distributed import is_rank_zero, world_size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lfm_torch.integrations._options import check_figures, check_intervals
-from lfm_torch.representations.extraction import Layers
+from lfm_torch.representations.layers import Layers
 from lfm_torch.training import Monitor, MonitorOptions, Point, metrics_of
 from lfm_torch.training.distributed import is_rank_zero
 from lfm_torch.training.tracker import Reference

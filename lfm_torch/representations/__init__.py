@@ -5,10 +5,12 @@ and a digest of all that they depend on. It stands beside the graphs and knows n
 """
 
 from lfm_torch.representations.arrays import load_array
-from lfm_torch.representations.checkpoint_files import Checkpoint, find_checkpoints
+from lfm_torch.representations.checkpoint_files import Checkpoint
+from lfm_torch.representations.checkpoint_search import find_checkpoints
 from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.extraction import extract
-from lfm_torch.representations.models import Activations, Models
+from lfm_torch.representations.models import Models
+from lfm_torch.representations.saved_activations import Activations
 from lfm_torch.representations.sources import Given, Source
 from lfm_torch.representations.state_dicts import load_weights
 

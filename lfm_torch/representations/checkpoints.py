@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 from lfm_torch import _checks
 from lfm_torch.representations.arrays import check_file
-from lfm_torch.representations.checkpoint_files import Checkpoint, find_checkpoints, weight_files
-from lfm_torch.representations.extraction import POOLINGS, Pooling, activations, as_batches, move_model, resolve_layers
+from lfm_torch.representations.batches import as_batches
+from lfm_torch.representations.checkpoint_files import Checkpoint, weight_files
+from lfm_torch.representations.checkpoint_search import find_checkpoints
+from lfm_torch.representations.extraction import activations, move_model
 from lfm_torch.representations.fingerprints import DigestOf, batches_digest, digest, file_digest, model_digest
+from lfm_torch.representations.layers import resolve_layers
+from lfm_torch.representations.pooling import POOLINGS, Pooling
 from lfm_torch.representations.sources import Source
 from lfm_torch.representations.state_dicts import load_weights
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lfm_torch import _checks
-from lfm_torch._precision import at_least_single
+from lfm_torch.representations.batches import as_batches
 from lfm_torch.representations.gathering import Store, open_store
-from lfm_torch.representations.probe import named_layers, untouched, unwrapped
-
-Pooling = Literal["mean", "cls", "last", "flatten"]
-POOLINGS = ("mean", "cls", "last", "flatten")
-Layers = str | type[nn.Module] | Sequence[str | type[nn.Module]]
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict)
-_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+from lfm_torch.representations.layers import Layers, named_layers, resolve_layers, unwrapped
+from lfm_torch.representations.pooling import POOLINGS, Pooling, pooled
+from lfm_torch.representations.probe import untouched
 
 
 def extract(
@@ -125,60 +118,6 @@ def activations(
     return tensors
 
 
-def resolve_layers(model: nn.Module, layers: Layers) -> list[str]:
-    """Return the names of submodules that ``layers`` stands for, in the order of the model.
-
-    Raises:
-        TypeError: something that is no name, glob or module type.
-        ValueError: a name, glob or type that matches nothing; near matches are listed.
-    """
-    patterns = [layers] if isinstance(layers, (str, type)) else list(layers)
-    modules = named_layers(unwrapped(model))
-    if not patterns:
-        raise ValueError(f"layers must name at least one layer, got none; the model has {_some(modules)}")
-    chosen: set[str] = set()
-    for pattern in patterns:
-        if isinstance(pattern, str) and pattern in modules:
-            chosen.add(pattern)
-            continue
-        matching = {name for name, module in modules.items() if _stands_for(pattern, name, module)}
-        if not matching:
-            wanted = repr(pattern) if isinstance(pattern, str) else pattern.__name__
-            hint = _checks.did_you_mean(pattern, modules) if isinstance(pattern, str) else ""
-            hint = hint or f"; the model has {_some(modules)}"
-            raise ValueError(f"layers must name submodules of the model, got {wanted}{hint}")
-        chosen |= matching
-    return [name for name in modules if name in chosen]
-
-
-def _stands_for(pattern: str | type[nn.Module], name: str, module: nn.Module) -> bool:
-    # a container is never called, so a glob or type that meets one means its parts
-    if isinstance(module, _CONTAINERS):
-        return False
-    if isinstance(pattern, str):
-        return _matches(name.split("."), pattern.split("."))
-    if not (isinstance(pattern, type) and issubclass(pattern, nn.Module)):
-        raise TypeError(f"layers must be names, globs or subclasses of torch.nn.Module, got {pattern!r}")
-    return isinstance(module, pattern)
-
-
-def _some(names: Iterable[str], limit: int = 12) -> str:
-    listed = list(names)
-    if not listed:
-        return "no submodules"
-    return ", ".join(repr(name) for name in listed[:limit]) + (
-        f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    )
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[i:], pattern[1:]) for i in range(len(parts) + 1))
-    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
 @contextmanager
 def _placed(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
     devices = _devices(model)
@@ -213,56 +152,6 @@ def _devices(model: nn.Module) -> list[torch.device]:
     return list(dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers())))
 
 
-def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
-    """Return probe inputs batch by batch; that the data is of the wrong kind is said now, not when they are read.
-
-    Raises:
-        TypeError: none of the kinds that :func:`extract` takes.
-        ValueError: no samples, an order that is drawn, a batch size that is no positive int.
-    """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
-    if isinstance(data, (tuple, list)) and data and isinstance(data[0], (Tensor, np.ndarray)):
-        data = data[0]
-    if isinstance(data, np.ndarray):
-        data = _checks.as_tensor("data", data)
-    if isinstance(data, Tensor):
-        if data.dim() < 1 or len(data) == 0:
-            raise ValueError(f"data must have shape [n, ...] with at least one sample, got {list(data.shape)}")
-        return torch.split(data, batch_size)
-    if isinstance(data, Mapping):
-        return _split_columns(data, batch_size)
-    if isinstance(data, Dataset):
-        data = DataLoader(data, batch_size=batch_size)
-    if not isinstance(data, DataLoader):
-        raise TypeError(
-            f"data must be a tensor, a tuple (inputs, ...), a dict of tensors, a Dataset or a DataLoader, got "
-            f"{type(data).__name__}"
-        )
-    # a batch_sampler brings a sampler of its own, and the loader's is then not used
-    for sampler in (data.sampler, getattr(data.batch_sampler, "sampler", None)):
-        if isinstance(sampler, _RANDOM_SAMPLERS):
-            raise ValueError(
-                "data must come in a fixed order (row i is the same sample for every model), got a DataLoader with a "
-                f"{type(sampler).__name__}; pass shuffle=False"
-            )
-    return data
-
-
-def _split_columns(data: Mapping[str, Any], batch_size: int) -> list[dict[str, Any]]:
-    known = (Tensor, np.ndarray)
-    wrong = [f"{key!r}: {type(value).__name__}" for key, value in data.items() if not isinstance(value, known)]
-    if wrong or not data:
-        raise TypeError(f"data must be a dict of tensors, got {', '.join(wrong) or 'an empty one'}")
-    data = {key: _checks.as_tensor(f"data[{key!r}]", value) for key, value in data.items()}
-    sizes = {len(value) if value.dim() else 0 for value in data.values()}
-    if len(sizes) > 1 or sizes == {0}:
-        shapes = {key: list(value.shape) for key, value in data.items()}
-        raise ValueError(f"data must be a dict of tensors [n, ...] with one n, at least 1, got {shapes}")
-    columns = zip(*(torch.split(value, batch_size) for value in data.values()), strict=True)
-    return [dict(zip(data, parts, strict=True)) for parts in columns]
-
-
 def _moved(inputs: Any, device: torch.device, model: nn.Module) -> Any:
     if isinstance(inputs, Mapping):
         return {key: _moved(value, device, model) for key, value in inputs.items()}
@@ -283,7 +172,7 @@ def _forward(
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         # pooled (and so copied) at once: a later in-place activation would write into the output
         return lambda _module, _inputs, output: outputs[name].append(
-            _pooled(name, _single(name, output, n), pooling, mask)
+            pooled(name, _single(name, output, n), pooling, mask)
         )
 
     handles = []
@@ -336,32 +225,3 @@ def _first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, (tuple, list)):
         return next((x for x in map(_first_tensor, output) if x is not None), None)
     return None
-
-
-def _pooled(name: str, x: Tensor, pooling: Pooling, mask: Any) -> Tensor:
-    x = at_least_single(x.detach())
-    if x.dim() == 1:
-        return x.unsqueeze(1).clone()
-    if x.dim() == 2 or pooling == "flatten":
-        return x.flatten(1).clone()
-    if x.dim() == 3:
-        return _of_tokens(x, pooling, mask)
-    if pooling != "mean":
-        raise ValueError(
-            f"pooling must be 'mean' or 'flatten' for layer {name!r}, whose output {list(x.shape)} has no tokens "
-            f"[n, t, c], got {pooling!r}"
-        )
-    return x.flatten(2).mean(2)
-
-
-def _of_tokens(x: Tensor, pooling: Pooling, mask: Any) -> Tensor:
-    masked = isinstance(mask, Tensor) and mask.shape == x.shape[:2]
-    present = mask.to(x.device) != 0 if masked else x.new_ones(x.shape[:2], dtype=torch.bool)
-    if pooling == "mean":
-        if not masked:
-            return x.mean(1)
-        # not a product with the mask: padding may hold anything, also NaN
-        return x.masked_fill(~present.unsqueeze(-1), 0.0).sum(1) / present.sum(1, keepdim=True).clamp_min(1)
-    first = present.int().argmax(1)
-    last = x.shape[1] - 1 - present.flip(1).int().argmax(1)
-    return x[torch.arange(len(x), device=x.device), first if pooling == "cls" else last]

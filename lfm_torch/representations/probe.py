@@ -10,35 +10,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-# modules that stand around another one under the name of which users know it
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside ``torch.compile``, DataParallel and DistributedDataParallel.
-
-    A forward pass of DistributedDataParallel may broadcast buffers, which a rank cannot do alone. FSDP modules stay as
-    they are: only they can gather their weights.
-    """
-    while True:
-        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model._modules.get("_orig_mod"), nn.Module):
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
-
-
-def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Submodules by name without the parts that wrappers add ("_orig_mod", ...): the innermost module of each name."""
-    found = {}
-    for name, module in model.named_modules():
-        plain = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-        if plain:
-            found[plain] = module
-    return found
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -27,8 +27,11 @@ from lfm_torch._warnings import kind_of, warn
 from lfm_torch.graphs.points import Metric
 from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import check_measures, full_name
-from lfm_torch.representations.extraction import POOLINGS, Layers, Pooling, activations, as_batches, resolve_layers
-from lfm_torch.representations.probe import is_sharded, unwrapped
+from lfm_torch.representations.batches import as_batches
+from lfm_torch.representations.extraction import activations
+from lfm_torch.representations.layers import Layers, resolve_layers, unwrapped
+from lfm_torch.representations.pooling import POOLINGS, Pooling
+from lfm_torch.representations.probe import is_sharded
 from lfm_torch.representations.state_dicts import fitting_weights
 from lfm_torch.training.alerts import Alert, Event
 from lfm_torch.training.distributed import from_rank_zero, is_rank_zero

@@ -16,8 +16,9 @@ _PACKAGE = Path(__file__).parents[2]
 # the modules whose code decides the numbers; a change in a report must not throw away a day of work
 _NUMERICS = (
     "_checks.py", "_files.py", "_precision.py", "pipeline.py", "ops/*.py", "linalg/*.py", "graphs/*.py",
-    "spectral/*.py", "maps/fmap.py", "measures/*.py", "baselines/*.py", "representations/extraction.py",
-    "representations/gathering.py", "representations/nonfinite.py", "representations/probe.py",
+    "spectral/*.py", "maps/fmap.py", "measures/*.py", "baselines/*.py", "representations/batches.py",
+    "representations/extraction.py", "representations/gathering.py", "representations/layers.py",
+    "representations/nonfinite.py", "representations/pooling.py", "representations/probe.py",
     "comparison/jobs/bases.py", "comparison/jobs/blocks.py", "comparison/jobs/pieces.py", "comparison/jobs/tasks.py",
 )  # fmt: skip
 
