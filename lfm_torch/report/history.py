@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import torch
@@ -15,59 +14,92 @@ from torch import Tensor
 from lfm_torch.report.figures import DASHES, MARKERS, png
 from lfm_torch.report.scales import line_colors, name_of
 
-if TYPE_CHECKING:
-    from lfm_torch.training import Monitor
-
 # with more measurements the markers run together
 _MARKED = 40
 
+# {layer: {measure: value}}
+Scores = Mapping[str, Mapping[str, float]]
 
-def history_figures(monitor: Monitor) -> dict[str, bytes]:
-    """PNGs by file name: ``curves.png`` once something was measured, ``layers.png`` where bases are held."""
-    figures = {"curves.png": curves_figure(monitor)} if monitor.history else {}
-    layers = layers_figure(monitor)
-    if layers is not None:
-        figures["layers.png"] = layers
+
+def history_figures(
+    layers: Sequence[str],
+    measures: Sequence[str],
+    points: Sequence[tuple[int, Scores]],
+    *,
+    chance: Scores,
+    reference: str,
+    matrices: Mapping[str, Tensor],
+) -> dict[str, bytes]:
+    """PNGs by file name: ``curves.png`` once something was measured, ``layers.png`` where bases are held.
+
+    Args:
+        layers: Names of the layers.
+        measures: Names of the measures to the reference.
+        points: Step and ``{layer: {measure: value}}`` of every measurement, "dimension" among the measures.
+        chance: ``{layer: {measure: value}}`` of shuffled rows.
+        reference: What the layers are compared to, in a word.
+        matrices: Layers against layers at the last measurement, by measure; none where no bases are held.
+    """
+    figures = {}
+    if points:
+        figures["curves.png"] = curves_figure(layers, measures, points, chance=chance, reference=reference)
+    between = layers_figure(layers, matrices)
+    if between is not None:
+        figures["layers.png"] = between
     return {name: png(figure) for name, figure in figures.items()}
 
 
-def curves_figure(monitor: Monitor) -> Figure:
+def curves_figure(
+    layers: Sequence[str],
+    measures: Sequence[str],
+    points: Sequence[tuple[int, Scores]],
+    *,
+    chance: Scores,
+    reference: str,
+) -> Figure:
     """One panel per measure over the steps, with the level of shuffled rows, and the dimension of every layer."""
-    measures = [*monitor.settings.measures, "dimension"]
+    measures = [*measures, "dimension"]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.3 * len(measures) + 0.6, 3.2), layout="constrained")
         axes = figure.subplots(1, len(measures), squeeze=False)[0]
         for ax, measure in zip(axes, measures, strict=True):
-            _curves(ax, monitor, measure)
+            _curves(ax, layers, measure, points)
+            if measure == "dimension":
+                ax.set_title("dimension (participation ratio)")
+                ax.set_ylim(bottom=0)
+            else:
+                _chance_level(ax, [chance[layer][measure] for layer in layers if layer in chance])
+                ax.set_ylim(top=1.02)
+                ax.set_title(f"{name_of(measure)} to {_short(reference)}")
         handles, labels = axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
-def layers_figure(monitor: Monitor) -> Figure | None:
+def layers_figure(layers: Sequence[str], matrices: Mapping[str, Tensor]) -> Figure | None:
     """Layers against layers at the last measurement, one heat map per measure; None for fewer than two layers."""
-    matrices = [monitor.layer_matrix(measure) for measure in monitor.settings.measures]
-    found = [matrix for matrix in matrices if matrix is not None and len(matrix) > 1]
-    if not found or len(found[0]) < len(monitor.layers):
+    # a layer that was never measured has no basis, and so no row
+    whole = all(len(matrix) == len(layers) for matrix in matrices.values())
+    if len(layers) < 2 or not matrices or not whole:
         return None
-    side = min(8.0, max(2.2, 0.3 * len(monitor.layers)))
+    side = min(8.0, max(2.2, 0.3 * len(layers)))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=((side + 1.0) * len(found) + 0.8, side + 1.2), layout="constrained")
-        axes = figure.subplots(1, len(found), squeeze=False)[0]
-        for i, (ax, measure, matrix) in enumerate(zip(axes, monitor.settings.measures, found, strict=True)):
-            _heat_map(ax, matrix, monitor.layers, with_rows=i == 0)
+        figure = Figure(figsize=((side + 1.0) * len(matrices) + 0.8, side + 1.2), layout="constrained")
+        axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+        for i, (ax, (measure, matrix)) in enumerate(zip(axes, matrices.items(), strict=True)):
+            _heat_map(ax, matrix, layers, with_rows=i == 0)
             ax.set_title(name_of(measure))
     return figure
 
 
-def _curves(ax: Axes, monitor: Monitor, measure: str) -> None:
-    colors = line_colors(len(monitor.layers))
-    marked = len(monitor.history) <= _MARKED
-    for k, layer in enumerate(monitor.layers):
-        points = [(p.step, p.scores[layer][measure]) for p in monitor.history if measure in p.scores.get(layer, {})]
+def _curves(ax: Axes, layers: Sequence[str], measure: str, points: Sequence[tuple[int, Scores]]) -> None:
+    colors = line_colors(len(layers))
+    marked = len(points) <= _MARKED
+    for k, layer in enumerate(layers):
+        measured = [(step, scores[layer][measure]) for step, scores in points if measure in scores.get(layer, {})]
         ax.plot(
-            [step for step, _ in points],
-            [value for _, value in points],
+            [step for step, _ in measured],
+            [value for _, value in measured],
             color=colors[k],
             marker=MARKERS[k % len(MARKERS)] if marked else None,
             linestyle=DASHES[(k // len(MARKERS)) % len(DASHES)],
@@ -77,11 +109,9 @@ def _curves(ax: Axes, monitor: Monitor, measure: str) -> None:
         )
     ax.set_xlabel("step")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if measure == "dimension":
-        ax.set_title("dimension (participation ratio)")
-        ax.set_ylim(bottom=0)
-        return
-    levels = [monitor.chance[layer][measure] for layer in monitor.layers if layer in monitor.chance]
+
+
+def _chance_level(ax: Axes, levels: Sequence[float]) -> None:
     chance = torch.tensor(levels, dtype=torch.float32, device="cpu")
     if len(chance):
         ax.axhline(float(chance.mean()), color="0.55", linewidth=0.8, linestyle=(0, (1, 2)))
@@ -89,8 +119,6 @@ def _curves(ax: Axes, monitor: Monitor, measure: str) -> None:
             "shuffled", (1, float(chance.mean())), (0, 2), xycoords=("axes fraction", "data"),
             textcoords="offset points", ha="right", va="bottom", color="0.4", fontsize=7,
         )  # fmt: skip
-    ax.set_ylim(top=1.02)
-    ax.set_title(f"{name_of(measure)} to {_short(monitor.reference_name)}")
 
 
 def _short(reference: str) -> str:

@@ -332,7 +332,12 @@ class Monitor:
             from lfm_torch.report.history import history_figures
         except ImportError as error:
             raise ImportError('figures need matplotlib: pip install "lfm-torch[cli]", or pass figures=False') from error
-        return history_figures(self)
+        measures = self.settings.measures
+        matrices = {name: matrix for name in measures if (matrix := self.layer_matrix(name)) is not None}
+        points = [(point.step, point.scores) for point in self.history]
+        return history_figures(
+            self.layers, measures, points, chance=self.chance, reference=self.reference_name, matrices=matrices
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """History, bases and counts in plain values and CPU tensors.
