@@ -5,73 +5,34 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
-import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from lfm_torch import _checks, _files
-from lfm_torch._precision import outside_autocast
+from lfm_torch import _checks
 from lfm_torch._warnings import kind_of, warn
-from lfm_torch.graphs.points import Metric
-from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import check_measures, full_name
 from lfm_torch.representations.batches import as_batches
-from lfm_torch.representations.extraction import activations
-from lfm_torch.representations.layers import Layers, resolve_layers, unwrapped
-from lfm_torch.representations.pooling import POOLINGS, Pooling
-from lfm_torch.representations.probe import is_sharded
-from lfm_torch.representations.state_dicts import fitting_weights
+from lfm_torch.representations.layers import Layers, resolve_layers
+from lfm_torch.representations.pooling import POOLINGS
 from lfm_torch.training.alerts import Alert, Event
 from lfm_torch.training.distributed import from_rank_zero, is_rank_zero
+from lfm_torch.training.history import Chance, Point, Record, write_files
+from lfm_torch.training.options import OnEvent, ProbeOptions
+from lfm_torch.training.reading import LayerReader
 from lfm_torch.training.spaces import SpaceSettings
-from lfm_torch.training.tracker import Chance, Extracted, Moment, Point, Reference, Tracker
+from lfm_torch.training.tracker import Moment, Reference, Tracker
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-__all__ = ["Alert", "Event", "Monitor", "Point"]
-
-OnEvent = Callable[[Event], bool | None]
 _SPACE_OPTIONS = ("n_neighbors", "n_basis", "metric", "weights")
-
-
-class ProbeOptions(TypedDict, total=False):
-    """How the probe is run and reduced: the options of :func:`extract`, :func:`build_graph` and the basis.
-
-    Numbers of neighbours and eigenvectors that the probe has no samples for are cut to what it has, with a warning.
-    ``mode`` says which score is "best" ("min" or "max"); ``background`` whether graphs and bases are made in a thread
-    of their own (see :class:`Monitor`).
-    """
-
-    pooling: Pooling
-    batch_size: int
-    n_neighbors: int | None
-    n_basis: int | None
-    metric: Metric
-    weights: Weights
-    mode: Literal["min", "max"]
-    background: bool | None
-
-
-class MonitorOptions(ProbeOptions, total=False):
-    """What a callback hands on to its :class:`Monitor`."""
-
-    measures: str | Sequence[str]
-    alerts: Sequence[Alert]
-    on_event: OnEvent | None
-    on_error: Literal["warn", "raise"]
 
 
 class Monitor:
@@ -107,9 +68,6 @@ class Monitor:
         **options: See :class:`ProbeOptions`.
 
     Attributes:
-        history: The points so far.
-        chance: ``{layer: {measure: value}}`` between a layer and itself with shuffled rows: what no similarity looks
-            like.
         should_stop: An alert with ``stop`` or ``on_event`` has asked for the end.
 
     Raises:
@@ -151,21 +109,21 @@ class Monitor:
         names = check_measures(measures)
         _checks.check_choice("on_error", on_error, ("warn", "raise"))
         _checks.check_range("every", every, 1, 2**62, "a number of calls")
-        mode, self._pooling = options.get("mode", "min"), options.get("pooling", "mean")
+        mode, pooling = options.get("mode", "min"), options.get("pooling", "mean")
         _checks.check_choice("mode", mode, ("min", "max"))
-        _checks.check_choice("pooling", self._pooling, POOLINGS)
-        self._batch_size, self._background = options.get("batch_size", 256), options.get("background")
-        as_batches(probe, self._batch_size)
+        _checks.check_choice("pooling", pooling, POOLINGS)
+        batch_size, self._background = options.get("batch_size", 256), options.get("background")
+        as_batches(probe, batch_size)
         given = {name: options[name] for name in _SPACE_OPTIONS if name in options}  # type: ignore[literal-required]
         settings = SpaceSettings(names, **given)
         self.model, self.probe, self.every = model, probe, every
         self.layers = resolve_layers(model, layers)
         self.on_event, self.on_error = on_event, on_error
         self.directory = None if directory is None else Path(directory)
-        self.history: list[Point] = []
-        self.chance: Chance = {}
         self.should_stop = False
+        self._reader = LayerReader(probe, self.layers, pooling, batch_size)
         self._tracker = Tracker(settings, reference, self.layers, mode, alerts)
+        self._record = Record(self.layers, self.reference_name)
         self._steps = 0
         self._last_step: int | None = None
         self._said: set[tuple[str, str]] = set()
@@ -174,6 +132,16 @@ class Monitor:
 
     def __repr__(self) -> str:
         return f"Monitor({len(self.layers)} layers, {len(self.history)} points, reference {self.reference_name!r})"
+
+    @property
+    def history(self) -> list[Point]:
+        """The points so far."""
+        return self._record.points
+
+    @property
+    def chance(self) -> Chance:
+        """``{layer: {measure: value}}`` of a layer and itself with shuffled rows: what no similarity looks like."""
+        return self._record.chance
 
     @property
     def settings(self) -> SpaceSettings:
@@ -230,7 +198,7 @@ class Monitor:
             raise ValueError(f"score must be a finite number for reference='best', got {score}")
         self._last_step = step
         strict = self.on_error == "raise" or not self.history
-        found = self._extract()
+        found = self._reader.extract(self.model, self._tracker)
 
         def work() -> tuple[Point, Chance]:
             assert found is not None
@@ -252,8 +220,7 @@ class Monitor:
             return None
         pending, self._pending = self._pending, None
         point, chance = from_rank_zero(pending)
-        self.chance = chance
-        self.history.append(point)
+        self._record.add(point, chance)
         self._write_history()
         for layer, reason in point.failures.items():
             if is_rank_zero():
@@ -292,23 +259,11 @@ class Monitor:
 
     def rows(self) -> list[dict[str, Any]]:
         """The history as a table: step, epoch, layer, measure, value."""
-        return [
-            {"step": point.step, "epoch": point.epoch, "layer": layer, "measure": measure, "value": value}
-            for point in self.history
-            for layer, measured in point.scores.items()
-            for measure, value in measured.items()
-        ]
+        return self._record.rows()
 
-    @outside_autocast
     def layer_matrix(self, measure: str) -> Tensor | None:
         """Layers against layers at the last measurement; None on ranks that hold no bases, and before the first."""
-        measure = full_name(measure)
-        last, compare = self._tracker.last, self.settings.compare
-        spaces = [last[layer] for layer in self.layers if layer in last]
-        if not spaces:
-            return None
-        values = [[compare(x, y)[measure] for y in spaces] for x in spaces]
-        return torch.tensor(values, dtype=torch.float32, device="cpu")
+        return self._tracker.layer_matrix(full_name(measure))
 
     def save(self, directory: str | Path | None = None, *, figures: bool = True) -> list[Path]:
         """Write ``history.json``, ``history.csv`` and, with ``figures``, ``curves.png``, ``layers.png`` (rank zero).
@@ -323,9 +278,8 @@ class Monitor:
             raise ValueError("directory must be given, here or to the Monitor, got None")
         if not is_rank_zero():
             return []
-        directory.mkdir(parents=True, exist_ok=True)
-        written = _write(directory, {"history.json": self._json(), "history.csv": _csv(self.rows())})
-        return written + _write(directory, self._figures()) if figures else written
+        written = self._record.save(directory, self.settings)
+        return written + write_files(directory, self._figures()) if figures else written
 
     def _figures(self) -> dict[str, bytes]:
         try:
@@ -349,9 +303,7 @@ class Monitor:
             raise RuntimeError("a measurement is still in the background: call flush() on all ranks, then state_dict()")
         return {
             "steps": self._steps,
-            "layers": list(self.layers),
-            "history": [asdict(point) for point in self.history],
-            "chance": {layer: dict(values) for layer, values in self.chance.items()},
+            **self._record.state(),
             "tracker": self._tracker.state(),
         }
 
@@ -361,58 +313,11 @@ class Monitor:
         Raises:
             ValueError: the state of a monitor of other layers.
         """
-        if list(state["layers"]) != self.layers:
-            raise ValueError(f"state must be of the layers {self.layers}, got {list(state['layers'])}")
+        self._record.load_state(state)
         self._steps = state["steps"]
-        self.history = [
-            Point(**{**point, "events": tuple(Event(**event) for event in point["events"])})
-            for point in state["history"]
-        ]
         self._last_step = self.history[-1].step if self.history else None
-        self.chance = {layer: dict(values) for layer, values in state["chance"].items()}
         self._tracker.chance = {layer: dict(values) for layer, values in state["chance"].items()}
         self._tracker.load_state(state["tracker"])
-
-    def _extract(self) -> Extracted | Exception | None:
-        """Extract on the ranks that must; None elsewhere. An error is a value: all ranks must come to the next step."""
-        start = time.perf_counter()
-        try:
-            if not is_rank_zero() and not is_sharded(self.model):
-                return None
-            layers = self._activations(self.model)
-            if is_rank_zero() and self._tracker.needs_reference:
-                self._tracker.set_reference(self._fixed_reference())
-        except Exception as error:
-            return error
-        device = next(iter(layers.values())).device
-        ready = None
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            ready = torch.cuda.current_stream(device).record_event()
-        return Extracted(layers, time.perf_counter() - start, ready)
-
-    def _activations(self, model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return activations(
-            model,
-            self.probe,
-            layers=self.layers,
-            pooling=self._pooling,
-            batch_size=self._batch_size,
-            weights=weights,
-        )
-
-    def _fixed_reference(self) -> Mapping[str, Tensor]:
-        reference = self._tracker.reference
-        if isinstance(reference, Mapping):
-            return reference
-        if isinstance(reference, nn.Module):
-            return self._activations(reference)
-        if is_sharded(self.model):
-            raise ValueError(
-                "reference must be a module, or representations, for a model that FSDP has split, got "
-                f"{str(reference)!r}"
-            )
-        return self._activations(self.model, fitting_weights(unwrapped(self.model), reference))
 
     def _in_background(self) -> bool:
         if self._background is not None:
@@ -426,38 +331,4 @@ class Monitor:
 
     def _write_history(self) -> None:
         if self.directory is not None and is_rank_zero() and self.history:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _files.write_atomically(self.directory / "history.json", self._json())
-
-    def _json(self) -> bytes:
-        record = {
-            "layers": self.layers,
-            "reference": self.reference_name,
-            "settings": asdict(self.settings),
-            "chance": self.chance,
-            "points": [asdict(point) for point in self.history],
-        }
-        return (json.dumps(record, indent=1) + "\n").encode()
-
-
-def metrics_of(point: Point) -> dict[str, float]:
-    """A point as flat metrics for a logger, ``lfm/<measure>/<layer>``."""
-    return {
-        f"lfm/{measure}/{layer}": value
-        for layer, measured in point.scores.items()
-        for measure, value in measured.items()
-    }
-
-
-def _write(directory: Path, contents: Mapping[str, bytes]) -> list[Path]:
-    for name, content in contents.items():
-        _files.write_atomically(directory / name, content)
-    return [directory / name for name in contents]
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, ["step", "epoch", "layer", "measure", "value"])
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
+            self._record.write(self.directory, self.settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,12 @@ from torch import Tensor, nn
 from lfm_torch import _checks
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import about, collecting
-from lfm_torch.training.alerts import Alert, Event, Watch
+from lfm_torch.training.alerts import Alert, Watch
+from lfm_torch.training.history import Chance, Point
 from lfm_torch.training.spaces import Space, SpaceSettings, dimension
 
 Reference = str | Path | nn.Module | Mapping[str, Tensor]
-Chance = dict[str, dict[str, float]]
 _MOVING = ("previous", "initial", "best")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measurement.
-
-    Attributes:
-        step: Where in the training.
-        epoch: Where in the training, where known.
-        scores: ``{layer: {measure: value}}``: the measures to the reference (absent while there is none), "dimension"
-            and "components".
-        failures: ``{layer: reason}`` for layers that could not be measured.
-        events: Alerts that spoke.
-        seconds: What it took: "extract" and "reduce".
-        notes: ``{layer: text}`` where something is to be said of the points: rows of zeros, an offset.
-    """
-
-    step: int
-    epoch: float | None
-    scores: dict[str, dict[str, float]]
-    failures: dict[str, str]
-    events: tuple[Event, ...]
-    seconds: dict[str, float]
-    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,6 +112,15 @@ class Tracker:
         events = tuple(self.watch.events(scores, moment.step, moment.epoch))
         seconds = {"extract": found.seconds, "reduce": time.perf_counter() - start}
         return Point(moment.step, moment.epoch, scores, failures, events, seconds, notes), self.chance
+
+    @outside_autocast
+    def layer_matrix(self, measure: str) -> Tensor | None:
+        """Layers against layers at the last measurement; None where no bases are held."""
+        spaces = [self.last[layer] for layer in self.layers if layer in self.last]
+        if not spaces:
+            return None
+        values = [[self.settings.compare(x, y)[measure] for y in spaces] for x in spaces]
+        return torch.tensor(values, dtype=torch.float32, device="cpu")
 
     def state(self) -> dict[str, Any]:
         """Plain values and CPU tensors, for ``torch.load(weights_only=True)``."""

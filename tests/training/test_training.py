@@ -368,12 +368,13 @@ def test_without_matplotlib_the_history_is_written_all_the_same(
     assert [path.name for path in monitor.save(figures=False)] == ["history.json", "history.csv"]
 
 
-def test_sizes_that_the_probe_has_no_samples_for_are_cut() -> None:
+def test_sizes_that_the_probe_has_no_samples_for_are_cut(tmp_path: Path) -> None:
     monitor = Monitor(Network().eval(), PROBE, layers=LAYERS, reference="initial", n_basis=300)
     with pytest.warns(lfm.LFMWarning, match="Monitor: n_basis=300 does not fit 80 rows") as caught, monitor:
         monitor.step()
     assert len(caught) == 1
-    assert monitor.settings.n_basis == json.loads(monitor._json())["settings"]["n_basis"] == 79
+    written = json.loads(monitor.save(tmp_path, figures=False)[0].read_text("utf-8"))
+    assert monitor.settings.n_basis == written["settings"]["n_basis"] == 79
     with Monitor(Network().eval(), PROBE[:40], layers=LAYERS, measures="heat") as monitor:
         assert monitor._tracker.last["0"].basis.n_basis == 10  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="at least 3 rows"), Monitor(Network(), PROBE[:2], layers=LAYERS):
