@@ -24,6 +24,9 @@ from lfm_torch.comparison.jobs.tasks import Settings
 from lfm_torch.comparison.result import Comparison
 from lfm_torch.comparison.run import compare
 from lfm_torch.report import terminal
+from lfm_torch.report.progress import ProgressBars
+from lfm_torch.report.summary import as_json, left_out
+from lfm_torch.report.write import check_available, write_report
 from lfm_torch.representations.checkpoint_files import SUFFIXES
 from lfm_torch.representations.checkpoint_search import find_checkpoints
 from lfm_torch.representations.checkpoints import Checkpoints
@@ -117,8 +120,6 @@ def compared(
     arguments: argparse.Namespace, checkpoints: Source, *, source: dict[str, str], notes: Sequence[str] = ()
 ) -> int:
     """Compare, write the report and print the summary: the one path of ``compare`` and ``demo``."""
-    from lfm_torch.report import write_report
-
     directory: Path = arguments.out
     make_writable(directory)
     if arguments.log is not None:
@@ -147,13 +148,13 @@ def compared(
     ]
     written = [page, directory / f"similarity.{arguments.format}", *pictures]
     if arguments.json:
-        print(json.dumps(terminal.as_json(comparison, written), indent=2))
+        print(json.dumps(as_json(comparison, written), indent=2))
     elif not arguments.quiet:
         terminal.print_summary(comparison, written, notes)
     if arguments.json or arguments.quiet:
         unsaid = [f"not compared: {failure}" for failure in comparison.failures]
-        if left_out := terminal.left_out(comparison):
-            unsaid.insert(0, left_out)
+        if said := left_out(comparison):
+            unsaid.insert(0, said)
         unsaid += comparison.below_chance().values()
         for line in unsaid:
             print(f"lfm-torch: warning: {line}", file=sys.stderr)
@@ -167,7 +168,7 @@ def _rank() -> int | None:
 
 def _quietly_compare(arguments: argparse.Namespace, representations: Any, **options: Any) -> Comparison:
     with (
-        terminal.ProgressBars(quiet=arguments.quiet or arguments.json or bool(_rank())) as bars,
+        ProgressBars(quiet=arguments.quiet or arguments.json or bool(_rank())) as bars,
         warnings.catch_warnings(),
     ):
         # failures and eigenpairs that did not converge are in the summary and the report
@@ -187,8 +188,6 @@ def _quietly_compare(arguments: argparse.Namespace, representations: Any, **opti
 
 def check_packages(arguments: argparse.Namespace) -> None:
     """Find out that a package is missing before an hour of work, not after it."""
-    from lfm_torch.report import check_available
-
     check_available()
     if not (arguments.quiet or arguments.json):
         terminal.check_available()

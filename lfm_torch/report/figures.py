@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lfm_torch import _files
+from lfm_torch.comparison.result import Comparison
 from lfm_torch.measures.table import MEASURES
 from lfm_torch.report.scales import Scale, labelled_steps, line_colors, name_of, scale_of, step_positions
-
-if TYPE_CHECKING:
-    from lfm_torch.comparison.result import Comparison
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
@@ -90,14 +90,12 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def pixels(matrix: Tensor, scale: Scale) -> bytes:
-    """Return the matrix as a PNG of one pixel per value."""
-    from matplotlib.image import imsave
-
+def picture(matrix: Tensor, scale: Scale) -> str:
+    """Return the matrix as a PNG data URI, one pixel per cell: a table of a million cells would not open."""
     buffer = io.BytesIO()
     colors: dict[str, Any] = {"cmap": _colors(scale), "vmin": scale.low, "vmax": scale.high}
     imsave(buffer, matrix.numpy(), **colors, format="png", pil_kwargs={"compress_level": 2})
-    return buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _colors(scale: Scale) -> str:

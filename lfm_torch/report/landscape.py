@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lfm_torch.comparison.result import Comparison
 from lfm_torch.measures.table import MEASURES
-
-if TYPE_CHECKING:
-    from lfm_torch.comparison.result import Comparison
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 # cosines between operators on the samples (diffusion, projection, Gram): the chord 2 - 2 s is a squared distance

@@ -6,18 +6,17 @@ import base64
 import json
 import math
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from torch import Tensor
 
+from lfm_torch.comparison.result import Comparison
 from lfm_torch.measures.table import MEASURES
+from lfm_torch.report.figures import picture
 from lfm_torch.report.landscape import Landscape, dendrogram, landscape
-from lfm_torch.report.scales import LINE_COLORS, Scale, name_of, scale_of, shown_chance
-
-if TYPE_CHECKING:
-    from lfm_torch.comparison.result import Comparison
+from lfm_torch.report.scales import LINE_COLORS, Scale, legend, name_of, scale_of, shown_chance
 
 _MAP, _MARGIN = 420, 26
 # representations whose values the page holds one by one: a byte for each pair
@@ -176,21 +175,3 @@ def _colors(comparison: Comparison) -> tuple[list[str], str]:
         text = f"From dark to bright: steps {min(known)} to {max(known)}; a line joins the checkpoints of a run."
         return colors, text
     return [LINE_COLORS[0]] * len(steps), ""
-
-
-def picture(matrix: Tensor, scale: Scale) -> str:
-    """Return the matrix as a PNG data URI, one pixel per cell: a table of a million cells would not open."""
-    from lfm_torch.report.figures import pixels
-
-    return "data:image/png;base64," + base64.b64encode(pixels(matrix, scale)).decode()
-
-
-def legend(scale: Scale) -> dict[str, Any]:
-    """Return what the template draws as the legend of a scale."""
-    stops = [scale.low + (scale.high - scale.low) * i / 9 for i in range(10)]
-    return {
-        "gradient": ", ".join(scale.color(stop) for stop in stops),
-        "low": scale.low,
-        "high": scale.high,
-        "chance": 100 * scale.place(scale.chance) if scale.low <= scale.chance <= scale.high else None,
-    }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -18,14 +17,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lfm_torch.comparison.evidence import Sensitivity
+from lfm_torch.maps.fmap import FunctionalMap
+from lfm_torch.measures.distortion import Distortion
 from lfm_torch.report.figures import DASHES, MARKERS, STYLE
 from lfm_torch.report.scales import line_colors, name_of
-
-if TYPE_CHECKING:
-    from lfm_torch.comparison.evidence import Sensitivity
-    from lfm_torch.maps.fmap import FunctionalMap
-    from lfm_torch.measures.distortion import Distortion
-    from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.basis import Basis
 
 # squares of a map's entries below this share of the largest are one colour
 _FLOOR = 1e-4

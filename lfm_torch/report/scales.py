@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+from lfm_torch.comparison.result import Comparison
 from lfm_torch.measures.table import MEASURES
-
-if TYPE_CHECKING:
-    from lfm_torch.comparison.result import Comparison
 
 # Okabe & Ito: told apart under every common colour blindness, and readable on white and on black
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -56,6 +54,17 @@ class Scale:
         below = min(len(_VIRIDIS) - 2, int(position))
         ends = zip(_VIRIDIS[below], _VIRIDIS[below + 1], strict=True)
         return [round(a + (b - a) * (position - below)) for a, b in ends]
+
+
+def legend(scale: Scale) -> dict[str, Any]:
+    """Return what the page draws as the legend of a scale."""
+    stops = [scale.low + (scale.high - scale.low) * i / 9 for i in range(10)]
+    return {
+        "gradient": ", ".join(scale.color(stop) for stop in stops),
+        "low": scale.low,
+        "high": scale.high,
+        "chance": 100 * scale.place(scale.chance) if scale.low <= scale.chance <= scale.high else None,
+    }
 
 
 def scale_of(comparison: Comparison, measure: str) -> Scale:

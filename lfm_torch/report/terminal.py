@@ -1,29 +1,21 @@
-"""The one-screen summary and the progress bars of the command line."""
+"""The one-screen summary of a comparison, its plan, and the similarity of a pair, as the command line prints them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lfm_torch.report.scales import chance_of, name_of, shown_chance
+from lfm_torch.comparison.jobs.plan import Plan
+from lfm_torch.comparison.jobs.store import shown_size
+from lfm_torch.comparison.result import Comparison
+from lfm_torch.report.scales import name_of, shown_chance
+from lfm_torch.report.summary import left_out
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn, TaskID
 
-    from lfm_torch.comparison.jobs.plan import Plan
-    from lfm_torch.comparison.result import Comparison
-
-_STAGES = {
-    "training": "training networks",
-    "samples": "looking for NaN",
-    "representations": "reading checkpoints",
-    "pairs": "comparing pairs",
-}
 _SHOWN_STEPS = 8
 _SHOWN_FAILURES = 6
 _SHOWN_REMARKS = 3
@@ -39,55 +31,9 @@ def check_available() -> None:
         raise ImportError(message) from error
 
 
-class ProgressBars:
-    """Progress callback that draws a bar with a time estimate per stage on stderr; silent where ``quiet``."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> ProgressBars:
-        if not self._quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            console = Console(stderr=True)
-            columns: tuple[ProgressColumn, ...] = (
-                TextColumn("{task.description:<20}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-            )
-            if console.width < 72:  # the numbers whole rather than a bar beside parts of them
-                columns = (TextColumn("{task.description}"), columns[2], TimeRemainingColumn(compact=True))
-            self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` steps of a stage are finished."""
-        if self._bars is None:
-            return
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(_STAGES.get(stage, stage), total=total, completed=done, rate="")
-        task = self._bars.tasks[self._tasks[stage]]
-        rate = "" if task.speed is None else f"{task.speed:,.0f}/s" if task.speed >= 10 else f"{task.speed:.1f}/s"
-        self._bars.update(self._tasks[stage], completed=done, total=total, rate=rate)
-
-
 def print_plan(plan: Plan) -> None:
     """Print what a comparison has to do, and about how long it takes."""
     from rich.console import Console
-
-    from lfm_torch.comparison.jobs.store import shown_size
 
     console = Console(markup=False, highlight=False)
     samples = "" if plan.samples is None else f", {plan.samples:,} samples"
@@ -141,15 +87,6 @@ def print_summary(comparison: Comparison, written: Sequence[Any] = (), notes: Se
         console.print(f"{count}: {remark.text} ({remark.names(_SHOWN_REMARKS)})\n", style="yellow", soft_wrap=True)
     if written:
         console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
-
-
-def left_out(comparison: Comparison) -> str:
-    """Return which samples were left out of a comparison, in a line; empty where none was."""
-    rows = comparison.settings.get("left_out", ())
-    if not rows:
-        return ""
-    listed = ", ".join(map(str, rows[:_SHOWN_FAILURES])) + (", ..." if len(rows) > _SHOWN_FAILURES else "")
-    return f"{len(rows)} samples left out everywhere, with values that are not finite: row {listed}"
 
 
 def _headline(comparison: Comparison) -> str:
@@ -232,46 +169,6 @@ def _print_trajectories(console: Console, comparison: Comparison) -> None:
     header, *rows = zip(columns[0], *(columns[1 + k] for k in shown), strict=True)
     whose = f"mean over {len(first)} runs and" if alike and len(first) > 1 else f"run {first[0].run}, mean over"
     _print_table(console, f"similarity to the final checkpoint ({whose} layers)", header, rows)
-
-
-def as_json(comparison: Comparison, written: Sequence[Any] = ()) -> dict[str, Any]:
-    """Return the content of the summary as plain values."""
-    measures, below = {}, comparison.below_chance()
-    for name in comparison.measures:
-        matching = comparison.layer_matching(name)
-        measures[name] = {
-            "layer_matching": None if matching is None else vars(matching),
-            "shuffled_rows": _or_none(chance_of(comparison, name)),
-            "shuffled_rows_std": _or_none(comparison.chance_std.get(name, math.nan)),
-            "below_chance": name in below,
-            "between_layers": _plain(comparison.between_layers(name)),
-            "trajectories": [
-                {"run": t.run, "steps": list(t.steps), "values": _plain(t.values)}
-                for t in comparison.trajectories(name)
-            ],
-        }
-    return {
-        "checkpoints": [{"name": c.name, "run": c.run, "step": c.step} for c in comparison.checkpoints],
-        "layers": list(comparison.layers),
-        "settings": dict(comparison.settings),
-        "measures": measures,
-        "failures": [vars(failure) for failure in comparison.failures],
-        "notes": [
-            {"checkpoint": item.checkpoint, "layer": item.layer, "note": remark}
-            for item in comparison.items
-            for remark in item.remarks
-        ],
-        "written": [str(path) for path in written],
-    }
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _plain(matrix: torch.Tensor) -> list[list[float | None]]:
-    # JSON has no NaN
-    return [[None if math.isnan(value) else round(value, 6) for value in row] for row in matrix.tolist()]
 
 
 def print_pair(x: str, y: str, n: int, values: dict[str, dict[str, float | None]]) -> None:

@@ -20,8 +20,10 @@ pytest.importorskip("matplotlib", reason=reason("matplotlib"))
 pytest.importorskip("rich", reason=reason("rich"))
 from lfm_torch.report.figures import checkpoint_figure, layer_figure, save_figures, trajectory_figure
 from lfm_torch.report.html import render
+from lfm_torch.report.progress import ProgressBars
 from lfm_torch.report.scales import Scale, labelled_steps, line_colors, name_of, scale_of, shown_chance, step_positions
-from lfm_torch.report.terminal import ProgressBars, as_json, print_pair, print_summary
+from lfm_torch.report.summary import as_json
+from lfm_torch.report.terminal import print_pair, print_summary
 
 EVIL = "<script>alert(1)</script>"
 
