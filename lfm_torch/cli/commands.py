@@ -1,38 +1,26 @@
-"""The command line, ``lfm-torch``: compare checkpoints, compare two arrays, extract activations, show what is live."""
+"""The parser of all commands, what is done for every one of them, and the demo, which is a comparison of its own."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import os
-import platform
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lfm_torch import _checks
 from lfm_torch._version import __version__
 from lfm_torch._warnings import LFMWarning
-from lfm_torch.cli import align, cache, compare, extract, runfile, similarity
+from lfm_torch.cli import align, cache, compare, demo, extract, info, runfile, similarity
 from lfm_torch.cli.inputs import load_data, load_object
-from lfm_torch.cli.options import EXIT_STATUS, FAILED, INTERRUPTED, OK, add_output, make_writable
-from lfm_torch.ops._extension import build_info
-from lfm_torch.report import terminal
+from lfm_torch.cli.options import EXIT_STATUS, FAILED, INTERRUPTED, add_output, make_writable
+from lfm_torch.report.progress import ProgressBars
 from lfm_torch.representations.checkpoint_search import find_checkpoints
 from lfm_torch.representations.checkpoints import Checkpoints
-
-# what the library uses or works with, as pip names it
-_PACKAGES = (
-    *("numpy", "safetensors", "rich", "matplotlib", "jinja2", "pandas", "scipy", "scikit-learn", "faiss-cpu"),
-    *("faiss-gpu-cu12", "pytorch-lightning", "lightning", "torchmetrics", "transformers", "ray", "torch-geometric"),
-    *("torch-cluster", "torch-sparse"),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cache.add_commands(_command(commands, "cache", cache.run, "list, check and thin out a store of finished pieces"))
 
-    command = _command(commands, "info", _info, "show versions and which kernels are live")
+    command = _command(commands, "info", info.run, "show versions and which kernels are live")
     add_output(command)
 
     command = _command(commands, "demo", _demo, "train three small networks on handwritten digits and compare them")
@@ -147,42 +135,13 @@ def _with_run_file(arguments: list[str]) -> list[str]:
     return ["compare", *runfile.as_arguments(known.config, options), *rest]
 
 
-def _info(arguments: argparse.Namespace) -> int:
-    values: dict[str, Any] = dataclasses.asdict(build_info())
-    values["python"] = platform.python_version()
-    values |= {name: _version_of(name) for name in _PACKAGES}
-    if arguments.json:
-        print(json.dumps(values, indent=2))
-    elif not arguments.quiet:
-        for name, value in values.items():
-            print(f"{name.replace('_', ' '):<22}{_shown(name, value)}")
-    return OK
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _shown(name: str, value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return "; ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ("not installed" if name in _PACKAGES else "none") if value is None else str(value)
-
-
 def _demo(arguments: argparse.Namespace) -> int:
-    from lfm_torch.cli import demo
-
     defaults = _parser().parse_args(["compare", "checkpoints", "--model", "m", "--data", "d"])
     arguments = argparse.Namespace(**{**vars(defaults), **vars(arguments)})
     compare.check_packages(arguments)
     make_writable(arguments.out)
     saved = arguments.out / "checkpoints"
-    with terminal.ProgressBars(quiet=arguments.quiet or arguments.json) as bars:
+    with ProgressBars(quiet=arguments.quiet or arguments.json) as bars:
         accuracy = demo.train(saved, progress=bars)
     source = {"model": "lfm_torch.cli.demo:DigitsCNN", "data": "lfm_torch.cli.demo:probe_images"}
     command = ["lfm-torch", "compare", str(saved), "--model", source["model"], "--data", source["data"]]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lfm_torch import _checks
+from lfm_torch.cli.demo import digits
 from lfm_torch.representations.arrays import ARRAY_SUFFIXES, load_array
 
 
@@ -75,8 +76,6 @@ def load_data(spec: str) -> Any:
         ValueError: none of these, or a file that does not read.
     """
     if spec == "digits":
-        from lfm_torch.cli.demo import digits
-
         return digits()[0]
     file = spec if Path(spec).suffix in ARRAY_SUFFIXES else spec.rpartition(":")[0]
     if Path(file).suffix in ARRAY_SUFFIXES:
