@@ -14,112 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lfm_torch._precision import product
 from lfm_torch.linalg.chebyshev import Window, chebyshev_polynomial
 from lfm_torch.linalg.eigenpairs import Eigenpairs, SymmetricOperator, dense_eigenpairs
-from lfm_torch.linalg.orthogonalize import orthonormalize, project_out
+from lfm_torch.linalg.krylov_space import KrylovSpace
 from lfm_torch.linalg.rayleigh_ritz import rayleigh_ritz
-from lfm_torch.ops.krylov import BLOCK, batched_eigh, joined, orthonormalize_block
+from lfm_torch.ops.krylov import BLOCK
 
-_BLOCK = BLOCK
 _MAX_ITERATIONS = 1000
 _SURVEY_STEPS = 4
 _SMALL = 4096
-# what is left of an image is rounding where it is no more than so many times that of the image
-_ROUNDING = 100
-_CLEAR = 0.05
-
-
-class _Space:
-    """Orthonormal panels of 16 vectors, known ones first, and the projection of a symmetric operator on the others.
-
-    Panel i is ``panels[..., i, :, :]``, ``[..., n, 16]``: a block as products take it.
-    """
-
-    def __init__(self, known: Tensor, capacity: int, generator: torch.Generator | None) -> None:
-        *batch, n, count = known.shape
-        self.first, self.used, self.generator = -(-count // _BLOCK), 0, generator
-        self.capacity = capacity // _BLOCK
-        # the known vectors come first, filled up with zeros, so that one projection removes them and the space
-        self.panels = known.new_empty(*batch, self.first + self.capacity + 1, n, _BLOCK)
-        self._store(0, torch.nn.functional.pad(known, (0, self.first * _BLOCK - count)))
-        size = self.capacity * _BLOCK
-        self.projected = torch.empty((*batch, size, size), dtype=torch.float64, device=known.device)
-
-    def start(self, block: Tensor) -> None:
-        """Begin with this block, freed of the known vectors."""
-        self._append(self._next(block, self.first, float(block.norm(dim=-2).max()))[0])
-
-    @property
-    def size(self) -> int:
-        """Vectors whose images are known."""
-        return self.used * _BLOCK
-
-    @property
-    def full(self) -> bool:
-        """Whether another block does not fit."""
-        return self.used == self.capacity
-
-    def extend(self, image: Tensor, scale: float) -> Tensor:
-        """Take the last block in, given its image, and append the next; returns the coupling to that one.
-
-        ``scale`` is the size of the terms that were summed to the image.
-        """
-        begin, count = self.size, self.first + self.used + 1
-        following, coefficients, coupling = self._next(image, count, scale)
-        self.used += 1
-        last, column = self.size, coefficients[..., self.first * _BLOCK :, :]
-        self.projected[..., :last, begin:last] = column
-        self.projected[..., begin:last, :last] = column.mT
-        corner = self.projected[..., begin:last, begin:last]
-        corner.copy_((corner + corner.mT) / 2)
-        self._append(following)
-        return coupling
-
-    def ritz(self, graph: int | None = None, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-        """Ritz values and the rotation to their vectors, of all graphs or of one, counted along the batch."""
-        projected = self.projected[..., : self.size, : self.size]
-        if graph is not None:
-            projected = projected.flatten(0, -3)[graph]
-        theta, rotation = batched_eigh(projected.to(dtype))
-        return theta.double(), rotation.double()
-
-    def combine(self, rotation: Tensor) -> Tensor:
-        """Vectors of the space with these coefficients."""
-        panels = self.panels[..., self.first : self.first + self.used, :, :]
-        return product(joined(panels), rotation.to(panels.dtype))
-
-    def restart(self, theta: Tensor, rotation: Tensor, kept: int) -> None:
-        """Shrink to the ``kept`` lowest Ritz vectors, whole panels, followed by the block that continues the space."""
-        self._store(self.first, self.combine(rotation[..., :kept]))
-        self.used = kept // _BLOCK
-        self._append(self.block)
-        self.projected.zero_()
-        self.projected.diagonal(dim1=-2, dim2=-1)[..., :kept] = theta[..., :kept]
-
-    def _append(self, block: Tensor) -> None:
-        """Put the last block, whose image is wanted next, after those whose images are known."""
-        self.block = block
-        self.panels[..., self.first + self.used, :, :] = block
-
-    def _store(self, at: int, vectors: Tensor) -> None:
-        panels = vectors.reshape(*vectors.shape[:-1], -1, _BLOCK).transpose(-3, -2)
-        self.panels[..., at : at + panels.shape[-3], :, :] = panels
-
-    def _next(self, image: Tensor, count: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Orthonormal block of what the image adds to the first panels; its coefficients in those, and in the block."""
-        q, coefficients, coupling, sound = orthonormalize_block(self.panels[..., :count, :, :], image, scale)
-        beyond = coupling.norm(dim=-2)
-        # far above rounding, whatever there was within: no need to look
-        clear = bool((sound & (beyond > _CLEAR * scale).all(-1)).all())
-        if not clear:
-            within = coefficients.norm(dim=-2).clamp_min(scale)
-            clear = bool((sound & (beyond > _ROUNDING * torch.finfo(q.dtype).eps * within).all(-1)).all())
-        if not clear:
-            basis = joined(self.panels[..., :count, :, :])
-            q, factor = _fill(image, basis, scale, self.generator)
-            coupling = factor.double()
-        return q, coefficients, coupling
 
 
 class _Filter(NamedTuple):
@@ -171,13 +74,13 @@ def krylov(
     and the dense decomposition is taken instead.
     """
     room = operator.shape[-1] - known.shape[-1]
-    if room < 4 * (n_pairs + _BLOCK):
+    if room < 4 * (n_pairs + BLOCK):
         return dense_eigenpairs(operator, n_pairs, known)
     limit = _MAX_ITERATIONS if max_iterations is None else max_iterations
     pairs = _lowest(operator, n_pairs, tol, known, start, limit, generator)
     while _crowded(operator, pairs, tol):
         beside = torch.cat([known, pairs.evecs], -1)
-        more = _lowest(operator, _BLOCK, tol, beside, None, limit, generator)
+        more = _lowest(operator, BLOCK, tol, beside, None, limit, generator)
         used = pairs.iterations + more.iterations
         if bool((more.evals[..., 0] >= pairs.evals[..., -1] - tol * operator.upper_bound / 2).all()):
             return pairs._replace(iterations=used)
@@ -188,7 +91,7 @@ def krylov(
 
 def _crowded(operator: SymmetricOperator, pairs: Eigenpairs, tol: float) -> bool:
     """Whether an eigenvalue was found as often as a Krylov space can hold it: once for each vector of a block."""
-    apart = pairs.evals[..., _BLOCK - 1 :] - pairs.evals[..., : 1 - _BLOCK]
+    apart = pairs.evals[..., BLOCK - 1 :] - pairs.evals[..., : 1 - BLOCK]
     return bool((apart <= tol * operator.upper_bound / 2).any())
 
 
@@ -235,14 +138,14 @@ def survey(
         The window, the random block with the unwanted part damped, and of a batch the graph with the highest wanted
         end, None of a single one.
     """
-    shape = (*operator.shape[:-1], _BLOCK)
+    shape = (*operator.shape[:-1], BLOCK)
     begin = torch.randn(shape, dtype=known.dtype, device=known.device, generator=generator)
-    space = _Space(known, _SURVEY_STEPS * _BLOCK, generator)
+    space = KrylovSpace(known, _SURVEY_STEPS * BLOCK, generator)
     space.start(begin)
     for _ in range(_SURVEY_STEPS):
         coupling = space.extend(operator.apply(space.block, b=-operator.upper_bound / 2), operator.upper_bound / 2)
     theta, rotation = space.ritz(dtype=torch.float32)  # a rough picture is all that is wanted
-    share = rotation[..., :_BLOCK, :].square().sum(-2) * (operator.shape[-1] / _BLOCK)
+    share = rotation[..., :BLOCK, :].square().sum(-2) * (operator.shape[-1] / BLOCK)
     count = share.cumsum(-1)
     values = theta + operator.upper_bound / 2
 
@@ -250,7 +153,7 @@ def survey(
         index = (count < pairs).sum(-1, keepdim=True).clamp_max(values.shape[-1] - 1)
         return values.gather(-1, index).flatten()
 
-    beyond = (coupling @ rotation[..., -_BLOCK:, :]).norm(dim=-2)
+    beyond = (coupling @ rotation[..., -BLOCK:, :]).norm(dim=-2)
     high = min(float((values + beyond)[..., -1].max()), operator.upper_bound)
     wanted = levels(n_pairs)
     last, cut = float(wanted.max()), float(levels(2 * n_pairs).max())
@@ -258,7 +161,7 @@ def survey(
         cut = _beyond(last, high)
     window = Window(float(values.min()), last, cut, high)
     damped = rotation * (values <= window.cut).unsqueeze(-2)
-    block = space.combine(damped @ rotation[..., :_BLOCK, :].mT)
+    block = space.combine(damped @ rotation[..., :BLOCK, :].mT)
     slowest = int(wanted.argmax()) if len(wanted) > 1 else None
     return window, block if start is None else _mixed(start, block), slowest
 
@@ -271,8 +174,8 @@ def _beyond(wanted: float, high: float) -> float:
 def _mixed(vectors: Tensor, block: Tensor) -> Tensor:
     """Add the given vectors to a block, column by column: a Krylov space of the sum finds them again at once."""
     scale = block.norm(dim=-2, keepdim=True).amax(-1, keepdim=True)
-    for column in range(0, vectors.shape[-1], _BLOCK):
-        given = vectors[..., column : column + _BLOCK]
+    for column in range(0, vectors.shape[-1], BLOCK):
+        given = vectors[..., column : column + BLOCK]
         block[..., : given.shape[-1]] += given * scale
     return block
 
@@ -312,13 +215,13 @@ def _run(
 ) -> Eigenpairs:
     operator, degree = polynomial.operator, polynomial.degree
     room = operator.shape[-1] - known.shape[-1]
-    capacity = min(room - _BLOCK, max((8 if degree == 1 else 4) * n_pairs, 256)) // _BLOCK * _BLOCK
-    kept = -(-(n_pairs + max(n_pairs // 2, _BLOCK)) // _BLOCK) * _BLOCK
+    capacity = min(room - BLOCK, max((8 if degree == 1 else 4) * n_pairs, 256)) // BLOCK * BLOCK
+    kept = -(-(n_pairs + max(n_pairs // 2, BLOCK)) // BLOCK) * BLOCK
     # enough steps for the space to hold what is asked for, whatever the limit
-    steps = max(limit // degree, (n_pairs + _guards(n_pairs)) // _BLOCK + 1)
+    steps = max(limit // degree, (n_pairs + _guards(n_pairs)) // BLOCK + 1)
     scale = operator.upper_bound / 2 if degree == 1 else 1.0
     target, enough = tol * operator.upper_bound / 2, 0.5
-    space = _Space(known, capacity, generator)
+    space = KrylovSpace(known, capacity, generator)
     space.start(block)
     next_check, wait = (3 if degree == 1 else 2) * n_pairs, 4 if degree == 1 else 1
     history: list[tuple[int, float]] = []
@@ -328,7 +231,7 @@ def _run(
             continue
         # of a batch, the graph that was furthest from its end speaks for all until it is there
         watched = None if space.full or step == steps else slowest
-        large = space.full or space.size >= max(4 * n_pairs, 8 * _BLOCK)
+        large = space.full or space.size >= max(4 * n_pairs, 8 * BLOCK)
         theta, rotation, residuals = _ritz_residuals(polynomial, space, coupling, n_pairs, watched)
         worst = float(residuals.max())
         if watched is not None and (worst <= enough * target or (worst == math.inf and large)):
@@ -348,60 +251,32 @@ def _run(
                 return pairs
             enough = 0.1 * worst / target
         history.append((space.size, worst))
-        next_check = space.size + _blocks_to_wait(history, target, wait) * _BLOCK
+        next_check = space.size + _blocks_to_wait(history, target, wait) * BLOCK
         if space.full:
             space.restart(theta, rotation, kept)
-            history, next_check = [], kept + wait * _BLOCK
+            history, next_check = [], kept + wait * BLOCK
     raise AssertionError("unreachable: the last step returns")
 
 
 def _ritz_residuals(
-    polynomial: _Filter, space: _Space, coupling: Tensor, n_pairs: int, graph: int | None
+    polynomial: _Filter, space: KrylovSpace, coupling: Tensor, n_pairs: int, graph: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ritz values, rotation and the largest residual ``[...]`` among the pairs, of all graphs or of one."""
     theta, rotation = space.ritz(graph)
     if graph is not None:
         coupling = coupling.flatten(0, -3)[graph]
     # residual of a Ritz pair: the part of its image that leaves the space
-    norms = (coupling @ rotation[..., -_BLOCK:, :n_pairs]).norm(dim=-2)
+    norms = (coupling @ rotation[..., -BLOCK:, :n_pairs]).norm(dim=-2)
     return theta, rotation, polynomial.residuals(theta[..., :n_pairs], norms).amax(-1)
 
 
 def _guards(n_pairs: int) -> int:
     """Vectors kept beyond the pairs for a warm start: at least 8, and a whole number of blocks with the pairs."""
-    return (n_pairs + 8 + _BLOCK - 1) // _BLOCK * _BLOCK - n_pairs
+    return (n_pairs + 8 + BLOCK - 1) // BLOCK * BLOCK - n_pairs
 
 
 def _done(operator: SymmetricOperator, pairs: Eigenpairs, tol: float) -> bool:
     return bool((pairs.residuals <= tol * operator.upper_bound / 2).all())
-
-
-def _fill(image: Tensor, basis: Tensor, scale: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Orthonormal block that spans what ``image`` adds to the basis, and the coefficients of that in it.
-
-    Directions that image lacks, beside terms of size ``scale`` (the space is invariant, or nearly), are replaced by
-    noise, with coefficient 0.
-    """
-    rounding = _ROUNDING * torch.finfo(image.dtype).eps * image.norm(dim=-2, keepdim=True).clamp_min(scale)
-    image = _above(project_out(image, basis), rounding)
-    q, present = orthonormalize(image, basis)
-    if not bool(present.all()):
-        # directions too small beside the others to be told from rounding: once those are removed they can be
-        small, found = orthonormalize(_above(project_out(image, q), rounding), basis, q)
-        # found ones come last there, missing ones first here
-        q, present = q + small.flip(-1) * ~present.unsqueeze(-2), present | found.flip(-1)
-    if not bool(present.all()):
-        noise = torch.randn(image.shape, dtype=image.dtype, device=image.device, generator=generator)
-        noise, _ = orthonormalize(noise, basis, q)
-        missing = ((~present).cumsum(-1) - 1).clamp_min(0).unsqueeze(-2).expand_as(noise)
-        q = torch.where(present.unsqueeze(-2), q, noise.flip(-1).gather(-1, missing))
-    return q, product(q.mT, image)
-
-
-def _above(block: Tensor, least: Tensor) -> Tensor:
-    """The columns of at least these norms; zeros in the place of the others."""
-    kept: Tensor = block * (block.norm(dim=-2, keepdim=True) > least)
-    return kept
 
 
 def _blocks_to_wait(history: list[tuple[int, float]], target: float, most: int) -> int:
@@ -412,7 +287,7 @@ def _blocks_to_wait(history: list[tuple[int, float]], target: float, most: int) 
     rate = math.log(high / low) / (now - before)
     needed = math.log(max(low / (0.5 * target), 1.0)) / rate
     # convergence speeds up as it goes: look a little before the straight line would be there
-    return max(1, min(most, round(0.75 * needed / _BLOCK)))
+    return max(1, min(most, round(0.75 * needed / BLOCK)))
 
 
 def _polish(operator: SymmetricOperator, vectors: Tensor, n_pairs: int, iterations: int) -> Eigenpairs:
