@@ -67,11 +67,12 @@ def test_the_source_distribution_is_the_repository(checkout: Path) -> None:
         found = {name.partition("/")[2] for name in content.getnames()}
     wanted = {
         path.relative_to(checkout).as_posix()
-        for folder in ("csrc", "lfm_torch", "tests", "benchmarks", "examples")
+        for folder in ("csrc", "docs", "lfm_torch", "tests", "benchmarks", "examples")
         for path in (checkout / folder).rglob("*")
         if path.is_file() and path.suffix != ".so"
     }
-    wanted |= {"setup.py", "pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "CHANGELOG.md", "LICENSE"}
+    wanted |= {"setup.py", "pyproject.toml", "MANIFEST.in", "Makefile"}
+    wanted |= {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
     assert wanted - found == set()
     assert not any(name.endswith(".so") for name in found)
 
