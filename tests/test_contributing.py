@@ -62,6 +62,12 @@ def defined(path: Path) -> set[str]:
     return found
 
 
+def used(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_what_is_named_is_there(document: str) -> None:
     named = paths(text_of(document))
@@ -110,13 +116,14 @@ def test_the_walk_goes_down_and_each_file_imports_the_next() -> None:
         files = [file for file, _ in steps]
         assert files[0] == "lfm_torch/pipeline.py", title
         assert [level(file) for file in files] == sorted(map(level, files), reverse=True), title
-        for above, below in pairwise(files):
+        for (above, _), (below, said) in pairwise(steps):
             a, b = module(above), module(below)
             if below.startswith("csrc/"):
                 kernels = {name for name, one in OPERATORS.items() if one.reference.__module__ == f"lfm_torch.{a}"}
                 assert any(f"{name}_cpu(" in text_of(below) for name in kernels), below
             else:  # by its own name, or through the face of its package
                 assert (a, b) in edges or {(a, stage(b)), (stage(b), b)} <= edges, (above, below)
+                assert set(NAME.findall(said)) & used(ROOT / above), (above, below)
     assert sum(steps[-1][0].startswith("csrc/") for steps in descents.values()) == 3
 
 
