@@ -15,7 +15,7 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
-from lfm_torch._warnings import about, note, said_once, warn
+from lfm_torch._warnings import about, note, said_once
 from lfm_torch.baselines.points import Points, State
 from lfm_torch.graphs.graph import Graph, build_graph
 from lfm_torch.graphs.points import ANGULAR, Metric
@@ -86,37 +86,6 @@ def _is_far_from_origin(x: Tensor) -> Tensor:
     mean = rows.mean(-2).square().sum(-1)
     # by all of |x|^2 = mean^2 + spread^2: nothing is subtracted, so nothing cancels
     return ((_FAR**2 + 1) * mean > _FAR**2 * rows.square().sum(-1).mean(-1)).any()
-
-
-def check_sizes(n_neighbors: int | None, n_basis: int | None) -> None:
-    """Raise ValueError unless both are positive or None: what no samples allow is refused before there are any."""
-    for name, size in (("n_neighbors", n_neighbors), ("n_basis", n_basis)):
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"{name} must be a positive int, or None to go by the samples, got {size!r}")
-
-
-def sizes_for_batch(
-    owner: str, n: int, n_neighbors: int | None, n_basis: int | None, told: set[str]
-) -> tuple[int | None, int | None]:
-    """Cut both numbers to the ``n - 1`` that a batch of ``n`` rows has: the last of an epoch is nobody's mistake.
-
-    What is cut is said once; the owner keeps ``told``.
-
-    Raises:
-        ValueError: fewer than 3 rows.
-
-    Warns:
-        LFMWarning: a number does not fit.
-    """
-    _checks.check_enough(f"{owner}: a batch", n, "; a DataLoader leaves out such a rest with drop_last=True")
-    sizes = {"n_neighbors": n_neighbors, "n_basis": n_basis}
-    for name, size in sizes.items():
-        if size is not None and size >= n:
-            if name not in told:
-                warn(f"{owner}: {name}={size} does not fit {n} rows and is cut to what does, here {n - 1} (said once)")
-                told.add(name)
-            sizes[name] = n - 1
-    return sizes["n_neighbors"], sizes["n_basis"]
 
 
 def check_pair(

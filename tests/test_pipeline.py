@@ -15,7 +15,7 @@ import torch
 import lfm_torch as lfm
 from lfm_torch.comparison.evidence import Sensitivity
 from lfm_torch.pipeline import representation_basis
-from lfm_torch.spectral.compute import default_n_basis
+from lfm_torch.spectral.sizes import default_n_basis
 
 
 def test_against_plain_numpy() -> None:

@@ -19,7 +19,7 @@ from lfm_torch.measures.table import MEASURES
 from lfm_torch.pipeline import check_pair, similarity
 from lfm_torch.report import terminal
 from lfm_torch.representations.arrays import ARRAY_SUFFIXES, load_array
-from lfm_torch.spectral.compute import default_n_basis
+from lfm_torch.spectral.sizes import default_n_basis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ from lfm_torch.measures.table import (
 )
 from lfm_torch.pipeline import bases_of_pair, check_pair, similarity, states_of_pair
 from lfm_torch.representations.nonfinite import Nonfinite
-from lfm_torch.spectral.compute import default_n_basis
+from lfm_torch.spectral.sizes import default_n_basis
 
 # halves of so many entries of n x n arrays are taken at once
 _HALVES_ENTRIES = 2**25

@@ -13,8 +13,9 @@ from lfm_torch._checks import ArrayLike
 from lfm_torch.graphs.points import Metric
 from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import MAP_MEASURES, check_measures
-from lfm_torch.pipeline import check_pair, check_sizes, similarity, sizes_for_batch
+from lfm_torch.pipeline import check_pair, similarity
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite
+from lfm_torch.spectral.sizes import check_sizes, sizes_for_batch
 
 try:
     import torchmetrics

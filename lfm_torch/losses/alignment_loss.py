@@ -15,9 +15,9 @@ from lfm_torch._warnings import each_once
 from lfm_torch.graphs.graph import Graph, build_graph
 from lfm_torch.graphs.points import Metric
 from lfm_torch.graphs.weights import Weights
-from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
+from lfm_torch.pipeline import representation_basis
 from lfm_torch.spectral.basis import Basis
-from lfm_torch.spectral.compute import default_n_basis
+from lfm_torch.spectral.sizes import check_sizes, default_n_basis, sizes_for_batch
 
 # enough for a target to be followed; a step costs as much as its eigenvectors
 _N_BASIS = 32

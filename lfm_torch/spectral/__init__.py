@@ -6,6 +6,7 @@ residuals, its extension to new points, and bases turned towards one another.
 
 from lfm_torch.spectral.basis import Basis
 from lfm_torch.spectral.basis_alignment import align_signs, align_subspaces
-from lfm_torch.spectral.compute import default_n_basis, spectral_basis
+from lfm_torch.spectral.compute import spectral_basis
+from lfm_torch.spectral.sizes import default_n_basis
 
 __all__ = ["Basis", "align_signs", "align_subspaces", "default_n_basis", "spectral_basis"]

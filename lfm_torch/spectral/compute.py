@@ -10,17 +10,13 @@ from lfm_torch.graphs.graph import Graph
 from lfm_torch.graphs.laplacian import Laplacian
 from lfm_torch.spectral.basis import Basis
 from lfm_torch.spectral.eigensolve import SOLVERS, Solver, solve_basis
+from lfm_torch.spectral.sizes import default_n_basis
 from lfm_torch.spectral.traced import traced_pairs
 
 
 def default_tol(dtype: torch.dtype) -> float:
     """Residual norm asked for when no ``tol`` is given: 1e-5 in float32, 1e-8 in float64."""
     return 1e-8 if dtype == torch.float64 else 1e-5
-
-
-def default_n_basis(n: int) -> int:
-    """Eigenvectors taken when no number is asked for: a quarter of the points, at least 2 and at most 50."""
-    return min(50, max(2, n // 4), n - 1)
 
 
 @outside_autocast

@@ -16,8 +16,9 @@ from lfm_torch.graphs.weights import Weights
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.measures.map_readings import Maps, heat_overlap
 from lfm_torch.measures.table import MAP_MEASURES, POINT_MEASURES
-from lfm_torch.pipeline import check_sizes, representation_basis, sizes_for_batch
+from lfm_torch.pipeline import representation_basis
 from lfm_torch.spectral.basis import Basis
+from lfm_torch.spectral.sizes import check_sizes, sizes_for_batch
 
 # Residuals a hundred times the solver's default. The error of a score goes with their square: on CIFAR-10 layers it is
 # at most 2e-4, and where a layer moved little a warm start is there after one filter instead of six.

@@ -17,7 +17,7 @@ from lfm_torch.graphs.weights import Weights
 from lfm_torch.measures.table import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.representations.fingerprints import digest
 from lfm_torch.representations.nonfinite import is_lost, rows_to_leave_out
-from lfm_torch.spectral.compute import default_n_basis
+from lfm_torch.spectral.sizes import default_n_basis
 
 
 @dataclass(frozen=True)
