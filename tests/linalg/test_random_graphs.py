@@ -2,7 +2,7 @@
 
 The kinds are those on which eigensolvers go wrong: eigenvalues of high multiplicity, many components, spectra without
 gaps, weights over many orders of magnitude, starts that mislead. Every run names its seed at the end:
-``LFM_TORCH_SEED=... pytest tests/test_random_graphs.py`` repeats it.
+``LFM_TORCH_SEED=... pytest tests/linalg/test_random_graphs.py`` repeats it.
 """
 
 from __future__ import annotations
