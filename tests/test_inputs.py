@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lfm_torch as lfm
 from lfm_torch import baselines, descriptors
 from lfm_torch.alignment.gromov import gromov_wasserstein
-from lfm_torch.alignment.transfer import relative_representations
+from lfm_torch.alignment.relative import relative_representations
 from lfm_torch.alignment.weights import choose_weights
 from lfm_torch.integrations.pyg import knn_graph
 from lfm_torch.measures.table import MEASURES

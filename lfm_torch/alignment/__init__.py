@@ -7,8 +7,10 @@ one: translators fitted to known pairs, matchings by distances alone, maps of ma
 from lfm_torch.alignment.consistent import ConsistentMaps, consistent_maps
 from lfm_torch.alignment.fit import align
 from lfm_torch.alignment.gromov import gromov_wasserstein
+from lfm_torch.alignment.relative import relative_representations
 from lfm_torch.alignment.result import Alignment
-from lfm_torch.alignment.transfer import Translator, fit_translator, relative_representations, stitch
+from lfm_torch.alignment.stitching import stitch
+from lfm_torch.alignment.translator import Translator, fit_translator
 from lfm_torch.alignment.weights import choose_weights
 
 __all__ = [

@@ -22,7 +22,7 @@ from lfm_torch.alignment.evidence import (
 from lfm_torch.alignment.matching import Match, best_match, corresponding_functions
 from lfm_torch.alignment.result import Alignment, Correspondence
 from lfm_torch.alignment.spaces import Spaces, checked_points, spectral_bases
-from lfm_torch.alignment.transfer import Translator, TranslatorKind, fit_translator, row_pairs
+from lfm_torch.alignment.translator import Translator, TranslatorKind, fit_translator, row_pairs
 from lfm_torch.graphs.points import Metric
 from lfm_torch.maps.correspondence import agreeing_pairs, nearest
 from lfm_torch.maps.refine import projected_map

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lfm_torch.alignment.transfer import Translator
+from lfm_torch.alignment.translator import Translator
 from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.spectral.basis import Basis
 

@@ -12,7 +12,7 @@ import torch
 from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import outside_autocast
-from lfm_torch.alignment.transfer import row_pairs
+from lfm_torch.alignment.translator import row_pairs
 from lfm_torch.maps.correspondence import spectral_points
 from lfm_torch.maps.solve import functional_map
 from lfm_torch.spectral.basis import Basis

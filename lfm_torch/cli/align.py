@@ -15,7 +15,7 @@ from torch import Tensor
 from lfm_torch._warnings import LFMWarning
 from lfm_torch.alignment.fit import METHODS, METRICS, align
 from lfm_torch.alignment.result import Alignment
-from lfm_torch.alignment.transfer import KINDS
+from lfm_torch.alignment.translator import KINDS
 from lfm_torch.representations.arrays import ARRAY_SUFFIXES, load_array
 
 

@@ -4,9 +4,10 @@ Takes two Bases, and descriptors where rows do not pair; gives a FunctionalMap, 
 from it the row of x that corresponds to each row of y.
 """
 
-from lfm_torch.maps.correspondence import mean_reciprocal_rank, pointwise_map
+from lfm_torch.maps.correspondence import pointwise_map
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.maps.refine import icp, sinkhorn_map, zoomout
+from lfm_torch.maps.retrieval import mean_reciprocal_rank
 from lfm_torch.maps.solve import functional_map
 
 __all__ = [

@@ -9,8 +9,9 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import at_least_single, outside_autocast
 from lfm_torch._warnings import warn
-from lfm_torch.maps.energy import MapEnergy, attach_gradient, minimize
+from lfm_torch.maps.energy import MapEnergy
 from lfm_torch.maps.fmap import FunctionalMap
+from lfm_torch.maps.minimizer import attach_gradient, minimize
 from lfm_torch.spectral.basis import Basis
 
 # numbers of products of eigenvectors held at a time: 1 MiB of float64

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lfm_torch.alignment.transfer import Translator
+from lfm_torch.alignment.translator import Translator
 from lfm_torch.cli import main
 from lfm_torch.maps.fmap import FunctionalMap
 

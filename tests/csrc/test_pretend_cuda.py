@@ -29,13 +29,15 @@ import lfm_torch as lfm
 from lfm_torch import baselines, descriptors
 from lfm_torch.alignment.consistent import consistent_maps
 from lfm_torch.alignment.gromov import gromov_wasserstein
-from lfm_torch.alignment.transfer import Translator, relative_representations
+from lfm_torch.alignment.relative import relative_representations
+from lfm_torch.alignment.translator import Translator
 from lfm_torch.alignment.weights import choose_weights
 from lfm_torch.cli import main
 from lfm_torch.comparison.jobs import bases, pieces
 from lfm_torch.integrations.pyg import knn_graph
 from lfm_torch.losses import DirichletAlignmentLoss, LFMAlignmentLoss
-from lfm_torch.maps.correspondence import agreeing_pairs, mutual_pairs, retrieve
+from lfm_torch.maps.correspondence import agreeing_pairs, mutual_pairs
+from lfm_torch.maps.retrieval import retrieve
 from lfm_torch.measures.table import MEASURES
 from lfm_torch.ops import OPERATORS
 from lfm_torch.representations.models import Models

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import lfm_torch as lfm
 import lfm_torch.descriptors as ds
-from lfm_torch.alignment.transfer import relative_representations
+from lfm_torch.alignment.relative import relative_representations
 
 
 @pytest.fixture

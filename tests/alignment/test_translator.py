@@ -1,4 +1,4 @@
-"""Translators recover planted maps, also with wrong pairs; retrieval, relative representations and stitching."""
+"""Translators recover planted maps, also with wrong pairs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from extras import need, needs
+from extras import need
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lfm_torch as lfm
-from lfm_torch.alignment.transfer import KINDS, Translator, fit_translator, relative_representations, stitch
-from lfm_torch.maps.correspondence import mean_reciprocal_rank, mutual_pairs, pointwise_map, retrieve
+from lfm_torch.alignment.translator import KINDS, Translator, fit_translator
 
 
 def rotation(d: int) -> torch.Tensor:
@@ -83,64 +81,6 @@ def test_translators_are_records(tmp_path: Path) -> None:
     assert translator.to(torch.float64).matrix.dtype == torch.float64
 
 
-def test_reciprocal_ranks_as_defined() -> None:
-    queries, candidates = torch.randn(30, 5, dtype=torch.float64), torch.randn(40, 5, dtype=torch.float64)
-    targets = torch.randint(0, 40, (30,))
-    for metric in ("euclidean", "cosine", "angular", "inner_product"):
-        order = lfm.knn(queries, candidates, n_neighbors=40, metric=metric).indices  # type: ignore[arg-type]
-        ranks = (order == targets[:, None]).nonzero()[:, 1] + 1
-        got = mean_reciprocal_rank(queries, candidates, targets=targets, metric=metric)  # type: ignore[arg-type]
-        assert float(got) == pytest.approx(float((1 / ranks.double()).mean()))
-    assert retrieve(queries, candidates, n_neighbors=3).indices.shape == (30, 3)
-
-
-def test_a_collapsed_representation_does_not_rank_first() -> None:
-    same = torch.ones(99, 4)
-    assert float(mean_reciprocal_rank(same, same)) == pytest.approx(1 / 50)
-
-
-def test_relative_representations_do_not_see_rotations() -> None:
-    x = torch.randn(40, 6, dtype=torch.float64)
-    y, anchors = 3 * x @ rotation(6), torch.randperm(40)[:8]
-    torch.testing.assert_close(relative_representations(x, anchors), relative_representations(y, anchors))
-    torch.testing.assert_close(relative_representations(x, x[anchors]), relative_representations(x, anchors))
-
-
-def test_stitched_models_do_what_their_parts_do() -> None:
-    encoder, head = torch.nn.Linear(7, 4), torch.nn.Linear(5, 3)
-    translator = fit_translator(torch.randn(30, 4), torch.randn(30, 5))
-    model = stitch(encoder, head, translator)
-    x = torch.randn(6, 7)
-    torch.testing.assert_close(model(x), head(translator(encoder(x))))
-    assert set(model.state_dict()) >= {"matrix", "origin_x", "origin_y"}
-    assert model.double()(x.double()).dtype == torch.float64
-    space = torch.nn.Conv2d(1, 2, 3)
-    square = fit_translator(torch.randn(30, 8), torch.randn(30, 8))
-    assert stitch(space, torch.nn.Identity(), square)(torch.randn(3, 1, 4, 4)).shape == (3, 2, 2, 2)
-    with pytest.raises(TypeError, match="translator must be a Translator, got Linear"):
-        stitch(encoder, head, head)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"adjoint": True}, pytest.param({"bijective": True}, marks=needs("scipy"))], ids=str
-)
-def test_pointwise_maps_in_both_directions(options: dict[str, bool]) -> None:
-    x = torch.randn(50, 4, dtype=torch.float64)
-    order = torch.randperm(50)
-    bx, by = (lfm.spectral_basis(lfm.build_graph(z, n_neighbors=10), n_basis=20) for z in (x, x[order]))
-    fmap = lfm.FunctionalMap(by.evecs.T @ bx.evecs[order], bx.evals, by.evals)
-    assert torch.equal(pointwise_map(fmap, bx, by, **options), order)  # type: ignore[arg-type]
-    assert torch.equal(pointwise_map(fmap, bx, by, direction="xy", **options), order.argsort())  # type: ignore[arg-type]
-    noisy = lfm.FunctionalMap(fmap.C + 0.5 * torch.randn_like(fmap.C), bx.evals, by.evals)
-    found = len(pointwise_map(noisy, bx, by, **options).unique())  # type: ignore[arg-type]
-    assert (found == 50) == ("bijective" in options)
-
-
-def test_mutual_pairs_are_mutual() -> None:
-    x, y = torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([[0.1], [0.9], [1.2]])
-    assert mutual_pairs(x, y).tolist() == [[0, 0], [1, 1]]
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -158,8 +98,6 @@ def test_mutual_pairs_are_mutual() -> None:
         (lambda x: fit_translator(x, x, kind="rigid"), ValueError, "kind must be one of"),
         (lambda x: fit_translator(x, x, weights=-torch.ones(10)), ValueError, "weights must be 10 non-negative"),
         (lambda x: fit_translator(x, x)(torch.ones(3, 3)), ValueError, "x must have 2 features"),
-        (lambda x: mean_reciprocal_rank(x, x[:5]), ValueError, "targets must be given"),
-        (lambda x: relative_representations(x, torch.tensor([12])), ValueError, r"anchors must lie in \[0, 10\)"),
     ],
 )
 def test_wrong_input_is_refused(call: object, error: type[Exception], message: str) -> None:

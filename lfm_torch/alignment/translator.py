@@ -1,4 +1,4 @@
-"""Carry representations from one space to another: translators fitted on corresponding rows, and what uses them."""
+"""Translators: affine maps that carry representations from one space to another, fitted on corresponding rows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lfm_torch import _checks, _files
 from lfm_torch._checks import ArrayLike, IndexLike
 from lfm_torch._precision import at_least_single, matmul, outside_autocast
-from lfm_torch.ops.knn import unit_rows
 
 TranslatorKind = Literal["orthogonal", "linear", "affine", "ridge"]
 KINDS = ("orthogonal", "linear", "affine", "ridge")
@@ -195,80 +194,3 @@ def _fit(x: Tensor, y: Tensor, weight: Tensor, kind: str, ridge: float) -> Trans
     else:
         matrix = torch.linalg.pinv(a) @ b
     return Translator(matrix, origin_x, origin_y, kind, p)
-
-
-@outside_autocast
-def relative_representations(x: ArrayLike, anchors: IndexLike) -> Tensor:
-    """Cosines of the rows of ``x`` to anchor rows: two spaces become comparable without a map.
-
-    Args:
-        x: ``[..., n, d]``.
-        anchors: ``[p]`` indices of rows of ``x``, or ``[..., p, d]`` the anchors' representations.
-
-    Returns:
-        ``[..., n, p]``; row i of both spaces' relative representations are compared by cosine.
-
-    Raises:
-        TypeError, ValueError: not points, anchors out of range.
-
-    Source: Moschella et al. 2023 (arXiv 2209.15430), equation 1.
-    """
-    x = _checks.check_points("x", x)
-    given = anchors if isinstance(anchors, (list, tuple)) else _checks.as_tensor("anchors", anchors)
-    if isinstance(given, Tensor) and given.is_floating_point():
-        chosen = _checks.check_points("anchors", given)
-    else:
-        chosen = x[..., _checks.check_rows("anchors", given, x.shape[-2], x.device), :]
-    x, chosen = at_least_single(x), at_least_single(chosen)
-    return unit_rows(x) @ unit_rows(chosen).mT
-
-
-class Stitched(nn.Module):
-    """``head(translator(encoder(x)))``; the translator moves with the module and is not trained."""
-
-    matrix: Tensor
-    origin_x: Tensor
-    origin_y: Tensor
-
-    def __init__(self, encoder: nn.Module, head: nn.Module, translator: Translator) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-        self.kind, self.n_pairs = translator.kind, translator.n_pairs
-        for name in ("matrix", "origin_x", "origin_y"):
-            self.register_buffer(name, getattr(translator, name).detach())
-
-    @property
-    def translator(self) -> Translator:
-        """The translator, on the device of the module."""
-        return Translator(self.matrix, self.origin_x, self.origin_y, self.kind, self.n_pairs)
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        """Encode with one model, translate, go on with the other."""
-        latent = self.encoder(*args, **kwargs)
-        flat = latent.flatten(1)
-        # what comes out is what goes on: the head of a half model has half weights
-        translated = self.translator(flat).to(torch.promote_types(flat.dtype, self.matrix.dtype))
-        same = translated.shape[-1] == flat.shape[-1]
-        return self.head(translated.view_as(latent) if same else translated)
-
-
-def stitch(encoder: nn.Module, head: nn.Module, translator: Translator) -> Stitched:
-    """Join the encoder of one model to the head or decoder of another, without training.
-
-    Outputs ``[b, ...]`` of the encoder are flattened for the translator, and given back their shape where the number of
-    features is kept.
-
-    Args:
-        encoder: Module whose outputs lie in x's space.
-        head: Module that takes representations in y's space.
-        translator: From x's space to y's, see :func:`fit_translator`.
-
-    Raises:
-        TypeError: not modules, or not a Translator.
-    """
-    for name, module in (("encoder", encoder), ("head", head)):
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
-    if not isinstance(translator, Translator):
-        raise TypeError(f"translator must be a Translator, got {type(translator).__name__}")
-    return Stitched(encoder, head, translator)
