@@ -16,8 +16,9 @@ from torch import Tensor
 
 import lfm_torch as lfm
 from lfm_torch.maps.fmap import FunctionalMap
-from lfm_torch.measures.map_readings import HEAT_TIME, Maps, heat, overlap
+from lfm_torch.measures.map_readings import heat, overlap
 from lfm_torch.measures.map_readings import lfm as lfm_reading
+from lfm_torch.measures.stacked_maps import HEAT_TIME, Maps
 
 SIDE = 32
 

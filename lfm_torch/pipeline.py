@@ -22,7 +22,7 @@ from lfm_torch.graphs.points import ANGULAR, Metric
 from lfm_torch.graphs.weights import Weights
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
 from lfm_torch.measures.distortion import Distortion, map_distortion
-from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import DEFAULT_MEASURES, MAP_MEASURES, POINT_MEASURES, PointMeasure, check_measures
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite, finite_pair
 from lfm_torch.spectral.basis import Basis

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import lfm_torch as lfm
 from lfm_torch import measures
-from lfm_torch.alignment import consistent, gromov, transfer, weights
+from lfm_torch.alignment import consistent, gromov, relative, weights
 from lfm_torch.integrations import pyg
-from lfm_torch.maps import correspondence, refine
+from lfm_torch.maps import refine, retrieval
 from lfm_torch.measures.map_readings import commutativity_error, orthogonality_error, spectral_distance
 from lfm_torch.training import Monitor
 
@@ -117,7 +117,7 @@ CALLS: dict[str, Callable[[SimpleNamespace], object]] = {
     ],
     "compare": _compared,
     "consistent.consistent_maps": lambda g: consistent.consistent_maps({(0, 1): g.fmap}),
-    "correspondence.retrieve": lambda g: correspondence.retrieve(g.y, g.y[:20]),
+    "retrieval.retrieve": lambda g: retrieval.retrieve(g.y, g.y[:20]),
     "distortion": lambda g: [lfm.distortion(g.fmap, g.basis_y), lfm.distortion(g.x, g.y, n_basis=10)],
     "fit_translator": lambda g: [
         lfm.fit_translator(g.x, g.y, kind=kind, robust=True) for kind in ("orthogonal", "linear", "affine", "ridge")
@@ -163,7 +163,7 @@ CALLS: dict[str, Callable[[SimpleNamespace], object]] = {
     ],
     "stitch": lambda g: lfm.stitch(nn.Identity(), nn.Identity(), g.translator)(g.x),
     "subspace_overlap": lambda g: lfm.subspace_overlap(g.fmap),
-    "transfer.relative_representations": lambda g: transfer.relative_representations(g.x, g.rows),
+    "relative.relative_representations": lambda g: relative.relative_representations(g.x, g.rows),
     "zoomout": lambda g: lfm.zoomout(lfm.paired_map(g.basis.truncate(4), g.basis_y.truncate(4)), g.basis, g.basis_y),
     "Basis.extend": lambda g: g.low.extend(g.x[:9] + 0.1, x=g.x, graph=g.graph),
     "Basis.project": lambda g: g.basis.project(g.f),
@@ -297,7 +297,7 @@ OF_HALF_TYPES = (
     "build_graph", "knn", "similarity", "significance", "compare", "fit_translator", "mean_reciprocal_rank",
     "paired_map", "pointwise_map", "functional_map", "zoomout", "icp", "sinkhorn_map", "lfm_similarity",
     "subspace_overlap", "heat_overlap", "distortion", "shape_difference", "refine.orthogonalize", "measures.read",
-    "transfer.relative_representations", "correspondence.retrieve", "gromov.gromov_wasserstein",
+    "relative.relative_representations", "retrieval.retrieve", "gromov.gromov_wasserstein",
     "Basis.project", "Basis.reconstruct", "FunctionalMap.transfer", "Translator.__call__",
     *(name for name in CALLS if name.startswith(("baselines.", "descriptors.", "losses."))),
 )  # fmt: skip

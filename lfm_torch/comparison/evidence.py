@@ -18,8 +18,8 @@ from lfm_torch._warnings import collecting, note, said_once
 from lfm_torch.baselines.points import Points
 from lfm_torch.graphs.neighbors import default_n_neighbors
 from lfm_torch.maps.fmap import paired_map
-from lfm_torch.measures.map_readings import Maps
 from lfm_torch.measures.pairs import shuffled_maps, shuffled_scores
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import (
     DEFAULT_MEASURES,
     MAP_MEASURES,

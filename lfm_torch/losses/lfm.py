@@ -12,7 +12,7 @@ from lfm_torch.graphs.weights import Weights
 from lfm_torch.losses.alignment_loss import AlignmentLoss
 from lfm_torch.maps.fmap import paired_map
 from lfm_torch.maps.solve import functional_map
-from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import MAP_MEASURES
 from lfm_torch.spectral.basis import Basis
 

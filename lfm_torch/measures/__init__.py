@@ -5,10 +5,10 @@ chance, invariances. The classical ones come from :mod:`lfm_torch.baselines`.
 """
 
 from lfm_torch.measures.distortion import Distortion, map_distortion, shape_difference
+from lfm_torch.measures.heat_probes import heat_overlap_probes
 from lfm_torch.measures.map_readings import (
     commutativity_error,
     heat_overlap,
-    heat_overlap_probes,
     lfm_similarity,
     orthogonality_error,
     spectral_distance,

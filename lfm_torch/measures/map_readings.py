@@ -1,137 +1,20 @@
-"""Readings of functional maps as numbers: how alike two spaces are, and in what they differ."""
+"""Readings of functional maps as numbers: how alike two spaces are, and in what they differ.
+
+Each is a formula in the sums of :class:`Maps`, and a function of one map for people.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lfm_torch import _checks
-from lfm_torch._precision import at_least_single, outside_autocast
-from lfm_torch.graphs.laplacian import Laplacian
+from lfm_torch._precision import outside_autocast
+from lfm_torch.baselines.points import safe_root
 from lfm_torch.maps.fmap import FunctionalMap
-from lfm_torch.ops import inner_products, map_energies
-
-HEAT_TIME = 2.0
-# Heat overlap brings both spectra to one scale, eigenvalue number 30 (or the last one) to 0.75, where it is for layers
-# of networks at default settings: with fewer neighbours per sample all eigenvalues are smaller, and that is no
-# difference between two spaces. Eigenvalues below the smallest scale are 0 up to rounding.
-_SCALED_NUMBER, _SCALED_VALUE, _SMALLEST_SCALE = 29, 0.75, 1e-3
-
-
-@dataclass(frozen=True)
-class Energies:
-    """Sums over the entries of maps, ``[...]`` each, from which every reading is a formula.
-
-    Attributes:
-        carried: ``|C|_F^2``.
-        heat: ``sum u_i v_j C_ji^2`` with the weights of :meth:`Maps.decays`.
-        commutator: ``sum (b_j - a_i)^2 C_ji^2``.
-        on_x: Squares on the diagonal of ``C^T C``, ``off_x`` the others.
-        on_y: Squares on the diagonal of ``C C^T``, ``off_y`` the others.
-    """
-
-    carried: Tensor
-    heat: Tensor
-    commutator: Tensor
-    on_x: Tensor
-    off_x: Tensor
-    on_y: Tensor
-    off_y: Tensor
-
-
-class Maps:
-    """Maps of many pairs, ``C [A, m_y, B, m_x]`` as one product of stacked bases, read without any array per pair.
-
-    The entry ``[a, :, b, :]`` is the map from space b (x) to space a (y); readings are ``[A, B]``. The sums behind them
-    are taken once per object, in one pass over all maps.
-
-    Args:
-        C: ``[A, m_y, B, m_x]``.
-        evals_x: ``[A or 1, B, m_x]``.
-        evals_y: ``[A, B or 1, m_y]``.
-        n_samples: Samples of the spaces, None where unknown.
-    """
-
-    def __init__(self, C: Tensor, evals_x: Tensor, evals_y: Tensor, n_samples: int | None) -> None:
-        self.C, self.evals_x, self.evals_y, self.n_samples = C, evals_x, evals_y, n_samples
-        self._taken: dict[tuple[int, float, bool], Energies] = {}
-        self._decays: dict[tuple[float, bool], tuple[Tensor, Tensor]] = {}
-        self._swapped = False
-
-    @classmethod
-    def of(cls, fmap: FunctionalMap) -> Maps:
-        """Take one map, or a batch of them flattened, as ``A`` maps with ``B = 1``."""
-        fmap = at_least_single(fmap)
-        batch, C = fmap.C.shape[:-2], fmap.C
-        evals_x, evals_y = (
-            evals.expand(*batch, m).reshape(-1, 1, m)
-            for evals, m in ((fmap.evals_x, fmap.C.shape[-1]), (fmap.evals_y, fmap.C.shape[-2]))
-        )
-        return cls(C.reshape(-1, C.shape[-2], 1, C.shape[-1]), evals_x, evals_y, fmap.n_samples)
-
-    @classmethod
-    def between(cls, evecs_x: Tensor, evals_x: Tensor, evecs_y: Tensor, evals_y: Tensor) -> Maps:
-        """Take the maps from every x to every y by one product: ``evecs [A or B, m, n]`` (transposed), ``evals``.
-
-        On the CPU a map depends on its two bases alone, to the last bit (with the compiled kernels).
-        """
-        product = inner_products(evecs_y.flatten(0, 1), evecs_x.flatten(0, 1))
-        C = product.view(*evecs_y.shape[:2], *evecs_x.shape[:2])
-        return cls(C, evals_x.unsqueeze(0), evals_y.unsqueeze(1), evecs_x.shape[-1])
-
-    @property
-    def swapped(self) -> Maps:
-        """The adjoint maps, from y to x; readings keep the order ``[A, B]``."""
-        other = Maps(self.C, self.evals_x, self.evals_y, self.n_samples)
-        other._taken, other._decays, other._swapped = self._taken, self._decays, not self._swapped
-        return other
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Numbers of functions ``(m_x, m_y)``."""
-        return self.C.shape[3], self.C.shape[1]
-
-    def decays(self, time: float, *, raw: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the weights of the functions of x and of y in :func:`heat_overlap`."""
-        if (time, raw) not in self._decays:
-            self._decays[time, raw] = _decays(self.evals_x, time, raw), _decays(self.evals_y, time, raw)
-        return self._decays[time, raw]
-
-    def energies(self, *, skip: int = 0, time: float = HEAT_TIME, raw: bool = False) -> Energies:
-        """Return the sums; the Gram matrices leave out the first ``skip`` functions of both spaces."""
-        key = skip, time, raw
-        if key not in self._taken:
-            sums = map_energies(self.C, self.evals_x, self.evals_y, *self.decays(time, raw=raw), skip)
-            self._taken[key] = Energies(*sums.unbind(-1))
-        e = self._taken[key]
-        return replace(e, on_x=e.on_y, off_x=e.off_y, on_y=e.on_x, off_y=e.off_x) if self._swapped else e
-
-    def totals(self, *, time: float = HEAT_TIME, raw: bool = False) -> Energies:
-        """Return the sums for a reading that needs no Gram matrix: those of any ``skip`` that were taken already."""
-        taken = next((skip for skip, *kernel in self._taken if kernel == [time, raw]), 1)
-        return self.energies(skip=taken, time=time, raw=raw)
-
-
-def _decays(evals: Tensor, time: float, raw: bool) -> Tensor:
-    if raw:
-        return _exp(-time * evals)
-    number = min(_SCALED_NUMBER, evals.shape[-1] - 1)
-    scale = evals[..., number : number + 1].clamp_min(_SMALLEST_SCALE)
-    # relative to the slowest function beside the constant: a common factor cancels, and no time makes all weights 0
-    slowest = evals[..., :2][..., -1:]
-    weights = _exp(-time * _SCALED_VALUE * ((evals - slowest) / scale))
-    # the constant function does not count
-    return torch.nn.functional.pad(weights[..., 1:], (1, 0))
-
-
-def _exp(exponents: Tensor) -> Tensor:
-    if exponents.is_cuda or not exponents.numel():
-        return exponents.exp()
-    # space by space: an exponential may be rounded otherwise at the end of an array than within it
-    return torch.stack([of_space.exp() for of_space in exponents.flatten(0, -2)]).view(exponents.shape)
+from lfm_torch.measures.stacked_maps import HEAT_TIME, Maps
 
 
 def lfm(maps: Maps, *, squared: bool = True, symmetric: bool = False, centered: bool = False) -> Tensor:
@@ -156,13 +39,7 @@ def _diagonality(on: Tensor, off: Tensor, squared: bool) -> Tensor:
     total = on + off
     present = total > 0
     off = off / torch.where(present, total, 1.0)
-    return torch.where(present, 1 - (off if squared else _root(off)), 0.0)
-
-
-def _root(value: Tensor) -> Tensor:
-    # the root has no derivative at 0; there it is an extremum of what is read, and 0 is right
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), 0.0)
+    return torch.where(present, 1 - (off if squared else safe_root(off)), 0.0)
 
 
 def overlap(maps: Maps) -> Tensor:
@@ -192,7 +69,7 @@ def orthogonality(maps: Maps) -> Tensor:
     e = maps.energies()
     m = min(maps.sizes)
     # of the two Gram matrices the smaller one; their norms are equal
-    return _checks.within(_root(((e.on_x + e.off_x - 2 * e.carried + m) / m).clamp_min(0)), 0, 1)
+    return _checks.within(safe_root(((e.on_x + e.off_x - 2 * e.carried + m) / m).clamp_min(0)), 0, 1)
 
 
 def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
@@ -211,13 +88,13 @@ def commutativity(maps: Maps, *, centered: bool = False) -> Tensor:
         commutator = commutator - sides + both * gaps[0][..., 0]
     # a difference of sums that is only their rounding is nothing carried
     present = carried > 8 * torch.finfo(carried.dtype).eps * e.carried
-    return _checks.within(torch.where(present, _root(commutator / torch.where(present, carried, 1.0)), 2.0), 0, 2)
+    return _checks.within(torch.where(present, safe_root(commutator / torch.where(present, carried, 1.0)), 2.0), 0, 2)
 
 
 def spectral(maps: Maps) -> Tensor:
     """Read :func:`spectral_distance` from maps."""
     m = min(maps.sizes)
-    return _checks.within(_root((maps.evals_x[..., :m] - maps.evals_y[..., :m]).square().mean(-1)), 0, 2)
+    return _checks.within(safe_root((maps.evals_x[..., :m] - maps.evals_y[..., :m]).square().mean(-1)), 0, 2)
 
 
 @outside_autocast
@@ -302,71 +179,6 @@ def heat_overlap(fmap: FunctionalMap, *, time: float = HEAT_TIME, raw: bool = Fa
         (True, True)
     """
     return _per_map(fmap, heat(Maps.of(fmap), time=time, raw=raw))
-
-
-@outside_autocast
-def heat_overlap_probes(
-    laplacian_x: Laplacian,
-    laplacian_y: Laplacian,
-    *,
-    time: float = HEAT_TIME,
-    n_probes: int = 64,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Heat overlap without any eigenvector: cosine between ``exp(-t L) - exp(-t) I`` of both graphs, by random probes.
-
-    ``<U, V> / (|U| |V|)`` with ``U = exp(-t L_x) Z - exp(-t) Z`` without its part along the constant ``D^{1/2} 1``,
-    likewise V, for random signs ``Z [n, p]``. Most eigenvalues lie around 1, the mean of all of them; without the
-    subtraction they make any two kernels alike at small times, and with the constant unrelated ones come to .2 to .6
-    instead of 0. The whole spectrum counts, and its scale, so the values are not those of :func:`heat_overlap`. The
-    error falls as ``1 / sqrt(n p)``. Differentiable in the edge weights of both graphs through the products alone.
-
-    Args:
-        laplacian_x: Symmetric normalised Laplacian of x, ``[..., n, n]``.
-        laplacian_y: That of y, over the same samples in the same order.
-        time: Diffusion time t, positive.
-        n_probes: Columns p of Z.
-        generator: Source of the signs, on the CPU; None for a fixed seed.
-
-    Returns:
-        ``[...]`` in [-1, 1].
-
-    Raises:
-        ValueError: another normalisation, different numbers of samples, a time that is not positive and finite.
-
-    Example:
-        >>> import torch, lfm_torch as lfm
-        >>> x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
-        >>> laplacian = lfm.build_graph(x, n_neighbors=10).laplacian()
-        >>> round(float(lfm.heat_overlap_probes(laplacian, laplacian)), 4)
-        1.0
-
-    Source: Hutchinson 1990 for the estimator of a trace.
-    """
-    for name, laplacian in (("laplacian_x", laplacian_x), ("laplacian_y", laplacian_y)):
-        if laplacian.normalization != "symmetric":
-            raise ValueError(f"{name} must be the symmetric Laplacian, got {laplacian.normalization!r}")
-    if laplacian_x.shape != laplacian_y.shape:
-        wanted, got = list(laplacian_x.shape), list(laplacian_y.shape)
-        raise ValueError(f"laplacian_y must be over the samples of laplacian_x, shape {wanted}, got {got}")
-    if not 0 < time < math.inf:
-        raise ValueError(f"time must be positive and finite, got {time}")
-    _checks.check_range("n_probes", n_probes, 1, 2**31 - 1, "random functions")
-    weight = laplacian_x.graph.weight
-    generator = generator or torch.Generator().manual_seed(0)
-    size = (*laplacian_x.shape[:-1], n_probes)
-    signs = (2 * torch.randint(0, 2, size, generator=generator, device=generator.device) - 1).to(weight)
-    U, V = (_spread(laplacian, signs, time) for laplacian in (laplacian_x, laplacian_y))
-    shared = (U * V).sum((-2, -1))
-    return _checks.within(shared / (U.square().sum((-2, -1)) * V.square().sum((-2, -1))).sqrt(), -1, 1)
-
-
-def _spread(laplacian: Laplacian, signs: Tensor, time: float) -> Tensor:
-    """``exp(-t L) Z - exp(-t) Z`` without its part along the constant, where it is ``1 - exp(-t)`` times that of Z."""
-    degrees = laplacian.graph.degree
-    constant = (_root(degrees) / degrees.sum(-1, keepdim=True).sqrt()).unsqueeze(-1)
-    along = constant * (constant * signs).sum(-2, keepdim=True)
-    return laplacian.heat(signs, time=time) - math.exp(-time) * signs + math.expm1(-time) * along
 
 
 @outside_autocast

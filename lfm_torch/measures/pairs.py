@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch.baselines.points import State, score_inner, score_kernels
-from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import PointMeasure
 from lfm_torch.ops import inner_products
 

@@ -22,7 +22,7 @@ from lfm_torch.baselines.points import Points, State, permute_both, permute_rows
 from lfm_torch.baselines.shape import prepare_procrustes, score_angular, score_distance
 from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.measures import map_readings
-from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.stacked_maps import Maps
 
 Invariance = Literal["translation", "scaling", "orthogonal", "linear"]
 DEFAULT_MEASURES = ("lfm", "overlap", "heat")

@@ -14,7 +14,8 @@ from lfm_torch.baselines.points import Points
 from lfm_torch.graphs.points import Metric
 from lfm_torch.graphs.weights import Weights
 from lfm_torch.maps.fmap import FunctionalMap, paired_map
-from lfm_torch.measures.map_readings import Maps, heat_overlap
+from lfm_torch.measures.map_readings import heat_overlap
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import MAP_MEASURES, POINT_MEASURES
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.spectral.basis import Basis

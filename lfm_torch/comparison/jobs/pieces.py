@@ -39,8 +39,8 @@ from lfm_torch.comparison.jobs.tasks import (
     rows_key,
 )
 from lfm_torch.comparison.result import Failure
-from lfm_torch.measures.map_readings import Maps
 from lfm_torch.measures.pairs import score_sides, shuffled_maps, shuffled_scores, stored
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.representations.nonfinite import rows_not_finite, without_rows
 from lfm_torch.representations.sources import SINGLE_LAYER, Source

@@ -11,7 +11,7 @@ import torch
 from lfm_torch import _checks
 from lfm_torch.comparison.jobs.store import Store
 from lfm_torch.comparison.jobs.tasks import Settings, identity_without, known_rows, left_out_of
-from lfm_torch.measures.map_readings import Maps
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.representations.nonfinite import Nonfinite
 from lfm_torch.representations.sources import Source

@@ -1,4 +1,4 @@
-"""Readings without eigenvectors, of disconnected graphs, and of maps of many sizes."""
+"""Readings of maps on planted answers, under the invariances they promise, and of maps of many sizes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.measures.map_readings import Maps, commutativity_error, orthogonality_error, spectral_distance
+from lfm_torch.measures.map_readings import commutativity_error, orthogonality_error, spectral_distance
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import DEFAULT_MEASURES, MAP_MEASURES
 from lfm_torch.ops import map_energies
 from lfm_torch.pipeline import representation_basis
@@ -26,49 +28,83 @@ def graph_of(x: torch.Tensor) -> lfm.Graph:
     return lfm.build_graph(x, n_neighbors=8)
 
 
-def test_probes_against_dense_kernels() -> None:
-    x = randn(90, 4)
-    laplacians = [graph_of(p).laplacian() for p in (x, x + 0.4 * randn(90, 4, seed=1))]
-    eye = torch.eye(90, dtype=torch.float64)
-    for time in (1.0, 3.0):
-        kernels = []
-        for L in laplacians:
-            constant = L.graph.degree.sqrt() / L.graph.degree.sum().sqrt()
-            without = eye - torch.outer(constant, constant)
-            kernel = torch.linalg.matrix_exp(-time * (L @ eye)) - math.exp(-time) * eye
-            kernels.append(without @ kernel @ without)
-        wanted = float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm()))
-        got = float(lfm.heat_overlap_probes(*laplacians, time=time, n_probes=2000))
-        assert got == pytest.approx(wanted, abs=0.01)
+def map_of(matrix: torch.Tensor) -> lfm.FunctionalMap:
+    evals = torch.linspace(0, 1, max(matrix.shape[-2:]), dtype=matrix.dtype)
+    return lfm.FunctionalMap(matrix, evals[: matrix.shape[-1]], evals[: matrix.shape[-2]])
 
 
-def test_probes_tell_related_from_unrelated_and_take_batches() -> None:
-    x = randn(2, 150, 4)
-    near, far = x + 0.2 * randn(2, 150, 4, seed=1), randn(2, 150, 4, seed=2)
-    sides = [lfm.build_graph(p, n_neighbors=12).laplacian() for p in (x, near, far)]
-    related, unrelated = (lfm.heat_overlap_probes(sides[0], side) for side in sides[1:])
-    assert related.shape == (2,)
-    assert float(related.min()) > 0.6 > 0.2 > float(unrelated.abs().max())
+def orthogonal(n: int, seed: int = 1) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).Q
 
 
-def test_probes_are_differentiable_in_the_points() -> None:
-    x, y = randn(14, 3).requires_grad_(), randn(14, 3, seed=1)
+def test_perfect_and_empty_maps() -> None:
+    identity, zero = map_of(torch.eye(6)), map_of(torch.zeros(6, 6))
+    for squared in (True, False):
+        for symmetric in (True, False):
+            assert float(lfm.lfm_similarity(identity, squared=squared, symmetric=symmetric)) == 1
+            assert float(lfm.lfm_similarity(zero, squared=squared, symmetric=symmetric)) == 0
+    assert float(lfm.subspace_overlap(identity)) == 1
+    assert float(lfm.heat_overlap(identity)) == pytest.approx(1)
+    assert float(lfm.heat_overlap(zero)) == 0
 
-    def score(x: torch.Tensor) -> torch.Tensor:
-        laplacians = [lfm.build_graph(p, n_neighbors=5).laplacian() for p in (x, y)]
-        return lfm.heat_overlap_probes(*laplacians, n_probes=4)
 
-    assert torch.autograd.gradcheck(score, (x,))
+def test_readings_as_defined() -> None:
+    c = torch.randn(4, 3, 5, 6, dtype=torch.float64)
+    fmap = lfm.FunctionalMap(c, torch.rand(6, dtype=torch.float64), torch.rand(5, dtype=torch.float64))
+    for index in np.ndindex(4, 3):
+        m = c[index].numpy()
+        gram, other = m.T @ m, m @ m.T
+
+        def off(g: np.ndarray) -> float:
+            return float(np.linalg.norm(g - np.diag(np.diag(g))) / np.linalg.norm(g))
+
+        a, b = fmap.evals_x.numpy(), fmap.evals_y.numpy()
+        kernel = sum(np.exp(-1.5 * (a[i] + b[j])) * m[j, i] ** 2 for i in range(6) for j in range(5))
+        heat = kernel / np.sqrt(np.exp(-3 * a).sum() * np.exp(-3 * b).sum())
+        assert float(lfm.lfm_similarity(fmap)[index]) == pytest.approx(1 - off(gram) ** 2)
+        assert float(lfm.lfm_similarity(fmap, squared=False)[index]) == pytest.approx(1 - off(gram))
+        both = (1 - off(gram) ** 2 + 1 - off(other) ** 2) / 2
+        assert float(lfm.lfm_similarity(fmap, symmetric=True)[index]) == pytest.approx(both)
+        assert float(lfm.subspace_overlap(fmap)[index]) == pytest.approx((m**2).sum() / 5)
+        assert float(lfm.heat_overlap(fmap, time=1.5, raw=True)[index]) == pytest.approx(heat)
 
 
-def test_probes_refuse_what_is_no_pair() -> None:
-    laplacian = graph_of(randn(40, 3)).laplacian()
-    with pytest.raises(ValueError, match="laplacian_y must be the symmetric Laplacian, got 'random_walk'"):
-        lfm.heat_overlap_probes(laplacian, graph_of(randn(40, 3)).laplacian("random_walk"))
-    with pytest.raises(ValueError, match="laplacian_y must be over the samples"):
-        lfm.heat_overlap_probes(laplacian, graph_of(randn(41, 3)).laplacian())
-    with pytest.raises(ValueError, match="time must be positive"):
-        lfm.heat_overlap_probes(laplacian, laplacian, time=0)
+def test_overlap_and_heat_do_not_depend_on_the_basis() -> None:
+    c = orthogonal(12)[:5, :5]
+    evals = torch.tensor([0.0, 0.2, 0.2, 0.2, 0.7], dtype=torch.float64)
+    rotation = torch.eye(5, dtype=torch.float64)
+    rotation[1:4, 1:4] = orthogonal(3)  # inside the eigenvalue that is repeated
+    before, after = (lfm.FunctionalMap(m, evals, evals) for m in (c, c @ rotation))
+    torch.testing.assert_close(lfm.heat_overlap(before), lfm.heat_overlap(after))
+    torch.testing.assert_close(lfm.subspace_overlap(before), lfm.subspace_overlap(after))
+    assert abs(float(lfm.lfm_similarity(before) - lfm.lfm_similarity(after))) > 1e-3
+
+
+def test_heat_of_time_zero_is_the_overlap() -> None:
+    fmap = map_of(orthogonal(9)[:4, :4])
+    torch.testing.assert_close(lfm.heat_overlap(fmap, time=0.0, raw=True), lfm.subspace_overlap(fmap))
+    rest = lfm.FunctionalMap(fmap.C[1:, 1:], fmap.evals_x[1:], fmap.evals_y[1:])
+    torch.testing.assert_close(lfm.heat_overlap(fmap, time=0.0), lfm.subspace_overlap(rest))
+    for time in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"time must be finite and not negative, got {time}"):
+            lfm.heat_overlap(fmap, time=time)
+
+
+def test_readings_are_differentiable() -> None:
+    c = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    a, b = (torch.rand(n, dtype=torch.float64, requires_grad=True) for n in (5, 4))
+
+    def readings(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        fmap = lfm.FunctionalMap(c, a, b)
+        return torch.stack(
+            [lfm.lfm_similarity(fmap, symmetric=True), lfm.lfm_similarity(fmap, squared=False), lfm.heat_overlap(fmap)]
+        )
+
+    assert torch.autograd.gradcheck(readings, (c, a, b))
+    perfect = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    lfm.lfm_similarity(map_of(perfect), squared=False).backward()
+    assert perfect.grad is not None
+    assert bool(perfect.grad.isfinite().all())
 
 
 def test_the_first_function_is_the_constant_also_of_a_disconnected_graph() -> None:

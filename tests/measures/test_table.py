@@ -11,7 +11,8 @@ import lfm_torch as lfm
 from lfm_torch import _checks
 from lfm_torch.baselines import relative_similarity
 from lfm_torch.baselines.points import Points
-from lfm_torch.measures.map_readings import Maps, commutativity_error
+from lfm_torch.measures.map_readings import commutativity_error
+from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import MAP_MEASURES, MEASURES, POINT_MEASURES, check_measures
 from lfm_torch.report.scales import name_of
 
