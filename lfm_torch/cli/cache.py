@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from lfm_torch._files import STORE_INDEX
-from lfm_torch.comparison.jobs.pair_values import DAY
-from lfm_torch.comparison.jobs.store import Store, parse_size, shown_size
+from lfm_torch.comparison.jobs.index import DAY
+from lfm_torch.comparison.jobs.sizes import parse_size, shown_size
+from lfm_torch.comparison.jobs.store import Store
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:

@@ -25,8 +25,9 @@ from lfm_torch._warnings import warn
 from lfm_torch.comparison.jobs import memory
 from lfm_torch.comparison.jobs.blocks import all_pairs, chance_levels
 from lfm_torch.comparison.jobs.engines import DistributedEngine, Engine, make_engine
+from lfm_torch.comparison.jobs.index import Waiting
 from lfm_torch.comparison.jobs.pieces import Job, quiet_workers
-from lfm_torch.comparison.jobs.store import Store, Waiting
+from lfm_torch.comparison.jobs.store import Store
 from lfm_torch.comparison.jobs.tasks import (
     MemoryPieces,
     Reduced,

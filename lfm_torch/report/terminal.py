@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lfm_torch.comparison.jobs.plan import Plan
-from lfm_torch.comparison.jobs.store import shown_size
+from lfm_torch.comparison.jobs.sizes import shown_size
 from lfm_torch.comparison.result import Comparison
 from lfm_torch.report.scales import name_of, shown_chance
 from lfm_torch.report.summary import left_out

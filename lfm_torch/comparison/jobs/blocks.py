@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lfm_torch.comparison.jobs.engines import Engine
+from lfm_torch.comparison.jobs.index import Waiting
 from lfm_torch.comparison.jobs.library import library_digest
 from lfm_torch.comparison.jobs.pair_values import Array, Row
 from lfm_torch.comparison.jobs.pieces import Job
-from lfm_torch.comparison.jobs.store import Store, Waiting
+from lfm_torch.comparison.jobs.store import Store
 from lfm_torch.comparison.jobs.tasks import Block, Chance, Group, Reduced
 from lfm_torch.comparison.result import Failure
 from lfm_torch.measures.table import MEASURES
@@ -201,7 +202,7 @@ def chance_levels(
         parts = [missing[start : start + _CHANCE_TASK] for start in range(0, len(missing), _CHANCE_TASK)]
         keys = [tuple(reduced[i].keys[kind] for i in part) for part in parts]
         tasks = [Chance(kind, tuple(measures), of_part, reduced[0].n, draws) for of_part in keys]
-        with Waiting(None if store is None else store.put_draws) as waiting:
+        with Waiting(None if store is None else store.draws.write) as waiting:
             for index, found in engine.run(job, tasks):
                 for i, drawn in zip(parts[index], found, strict=True):
                     for measure, numbers in drawn.items():
@@ -219,7 +220,7 @@ def _stored_chance(
     """Write stored draws into ``values`` and return the items that have them for every measure."""
     present = set(range(len(names)))
     for measure in measures:
-        found = store.draws(names, measure)
+        found = store.draws.read(names, measure)
         present &= {i for i, name in enumerate(names) if name in found}
         for i in present:
             values[measure][i] = torch.from_numpy(np.frombuffer(found[names[i]]).copy())

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from lfm_torch.comparison.jobs.store import shown_size
+from lfm_torch.comparison.jobs.sizes import shown_size
 
 # what a few blocks, tables and figures take beside bases and matrices
 _OVERHEAD = 256 * 2**20

@@ -7,31 +7,19 @@ A million pairs are then a thousand rows of the index, and no pair has a name of
 from __future__ import annotations
 
 import sqlite3
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from lfm_torch.comparison.jobs.index import Index, days, parts_of
+
 Array = np.ndarray[Any, Any]
 # values of one measure: its name, the numbers of x, those of y, and the values, [k] each
 Row = tuple[str, Array, Array, Array]
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS numbered (
-  number INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL UNIQUE, used INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS pairs (
-  measure TEXT NOT NULL, row INTEGER NOT NULL, col INTEGER NOT NULL, vals BLOB NOT NULL, filled INTEGER NOT NULL,
-  crc INTEGER NOT NULL, used INTEGER NOT NULL, PRIMARY KEY (measure, row, col)
-) WITHOUT ROWID;
-"""
 # numbers a side of a block: a page of the index in single precision
 SIDE = 32
-# rows asked for in one query: SQLite takes at least 999 parameters
-ASKED = 900
-DAY = 86400
 # a block says its precision itself: a letter, then the numbers
 _DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype("<f4"), b"d": np.dtype("<f8")}
 
@@ -40,20 +28,15 @@ class PairValues:
     """The values of pairs in the index of a :class:`Store`.
 
     Args:
-        index: The connection, opened when it is first needed.
-        transaction: Opens a transaction and yields the connection.
+        index: Where they are.
     """
 
-    def __init__(
-        self,
-        index: Callable[[], sqlite3.Connection],
-        transaction: Callable[[], AbstractContextManager[sqlite3.Connection]],
-    ) -> None:
-        self._index, self._transaction = index, transaction
+    def __init__(self, index: Index) -> None:
+        self._index = index
 
     def __len__(self) -> int:
         """Count the stored values."""
-        return int(self._index().execute("SELECT COALESCE(SUM(filled), 0) FROM pairs").fetchone()[0])
+        return int(self._index.execute("SELECT COALESCE(SUM(filled), 0) FROM pairs").fetchone()[0])
 
     def numbers(self, names: Sequence[bytes]) -> Array:
         """Return the number of each name, giving numbers to the new ones in the order in which they come."""
@@ -62,7 +45,7 @@ class PairValues:
         new = [(name, today) for name in names if name not in known]
         stale = [(today, name) for name, (_, used) in known.items() if used != today]
         if new or stale:
-            with self._transaction() as index:
+            with self._index.transaction() as index:
                 index.executemany("UPDATE numbered SET used = ? WHERE name = ?", stale)
                 index.executemany("INSERT OR IGNORE INTO numbered (name, used) VALUES (?, ?)", new)
             # another driver may have been first
@@ -74,7 +57,7 @@ class PairValues:
         for part in parts_of(names):
             places = ", ".join("?" * len(part))
             question = f"SELECT name, number, used FROM numbered WHERE name IN ({places})"
-            found.update((name, (number, used)) for name, number, used in self._index().execute(question, part))
+            found.update((name, (number, used)) for name, number, used in self._index.execute(question, part))
         return found
 
     def read(self, measure: str, numbers: Array, dtype: np.dtype[Any]) -> Array:
@@ -95,7 +78,7 @@ class PairValues:
             if used != today:
                 stale.append((today, measure, row, column))
         if stale:
-            with self._transaction() as index:
+            with self._index.transaction() as index:
                 index.executemany("UPDATE pairs SET used = ? WHERE measure = ? AND row = ? AND col = ?", stale)
         return values
 
@@ -104,7 +87,7 @@ class PairValues:
         by_measure: dict[str, list[tuple[Array, Array, Array]]] = {}
         for measure, *parts in values:
             by_measure.setdefault(measure, []).append((parts[0], parts[1], parts[2]))
-        with self._transaction() as index:
+        with self._index.transaction() as index:
             for measure, of_measure in by_measure.items():
                 rows, columns, found = map(np.concatenate, zip(*of_measure, strict=True))
                 blocks = np.stack([rows // SIDE, columns // SIDE])
@@ -118,15 +101,15 @@ class PairValues:
     def damaged(self, *, remove: bool) -> list[str]:
         """Name the blocks that are not what was written, a line each; ``remove`` deletes them."""
         question = "SELECT measure, row, col, vals, crc FROM pairs"
-        keys = [key for *key, content, crc in self._index().execute(question) if zlib.crc32(content) != crc]
+        keys = [key for *key, content, crc in self._index.execute(question) if zlib.crc32(content) != crc]
         if remove and keys:
-            with self._transaction() as index:
+            with self._index.transaction() as index:
                 index.executemany("DELETE FROM pairs WHERE measure = ? AND row = ? AND col = ?", keys)
         return [f"block {row}, {column} of the values of {measure} is damaged" for measure, row, column in keys]
 
     def prune(self, last: float) -> None:
         """Delete what was last used on day ``last`` or before. Numbers are never given twice."""
-        with self._transaction() as index:
+        with self._index.transaction() as index:
             index.execute("DELETE FROM pairs WHERE used <= ?", (last,))
             index.execute("DELETE FROM numbered WHERE used <= ?", (last,))
 
@@ -134,7 +117,7 @@ class PairValues:
         for part in parts_of(rows):
             places = ", ".join("?" * len(part))
             question = f"SELECT row, col, vals, crc, used FROM pairs WHERE measure = ? AND row IN ({places})"
-            yield from self._index().execute(question, (measure, *part))
+            yield from self._index.execute(question, (measure, *part))
 
 
 def _merge(index: sqlite3.Connection, key: tuple[str, int, int], places: tuple[Array, Array], values: Array) -> None:
@@ -155,13 +138,3 @@ def _merge(index: sqlite3.Connection, key: tuple[str, int, int], places: tuple[A
 
 def _unpacked(content: bytes) -> Array:
     return np.frombuffer(content, _DTYPES[content[:1]], offset=1).reshape(SIDE, SIDE)
-
-
-def parts_of(asked: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Split what is asked for into parts that fit one query."""
-    return (asked[start : start + ASKED] for start in range(0, len(asked), ASKED))
-
-
-def days() -> int:
-    """The day, as the index notes when something was last used."""
-    return int(time.time() // DAY)

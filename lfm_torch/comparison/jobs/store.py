@@ -9,38 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import sqlite3
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from lfm_torch import _files
 from lfm_torch._files import STORE_INDEX, STORE_PIECES
-from lfm_torch.comparison.jobs.pair_values import DAY, SCHEMA, PairValues, days, parts_of
+from lfm_torch.comparison.jobs.draws import Draws
+from lfm_torch.comparison.jobs.index import DAY, FORMAT, Index, days
+from lfm_torch.comparison.jobs.pair_values import PairValues
 
-FORMAT = 2
-# seconds between two transactions: what a killed run may lose of what is finished
-_SAVE_EVERY = 0.5
 # a temporary file this old belongs to no process that still writes it
 _ABANDONED = 3600
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS pieces (
-  key TEXT PRIMARY KEY, kind TEXT NOT NULL, title TEXT NOT NULL, bytes INTEGER NOT NULL, used INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS draws (
-  name BLOB NOT NULL, measure TEXT NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL, used INTEGER NOT NULL,
-  PRIMARY KEY (name, measure)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, state TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
-"""
-Result = TypeVar("Result")
 
 
 class DamagedPieceError(Exception):
@@ -82,14 +66,10 @@ class Store:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         (self.directory / STORE_PIECES).mkdir(parents=True, exist_ok=True)
-        self._connection: sqlite3.Connection | None = None
+        self._index = Index(self.directory / STORE_INDEX)
 
     def __repr__(self) -> str:
         return f"Store({str(self.directory)!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a worker elsewhere opens the same directory; the connection is the driver's
-        return {"directory": self.directory, "_connection": None}
 
     def open(self) -> Store:
         """Open the index now rather than when it is first needed, so that what is wrong with it is said once.
@@ -98,7 +78,7 @@ class Store:
             ValueError: the directory holds another format, or something that is no store.
             OSError: the index cannot be written.
         """
-        _ = self._index
+        _ = self._index.connection
         return self
 
     def path(self, key: str) -> Path:
@@ -169,7 +149,7 @@ class Store:
     def remove(self, key: str) -> None:
         """Remove a piece; one that is absent is no error."""
         self.path(key).unlink(missing_ok=True)
-        with self._transaction() as index:
+        with self._index.transaction() as index:
             index.execute("DELETE FROM pieces WHERE key = ?", (key,))
 
     def keep(self, pieces: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
@@ -182,41 +162,18 @@ class Store:
             if key not in known and path.exists():
                 rows.append((key, info["kind"], info["title"], path.stat().st_size, today))
         if rows:
-            with self._transaction() as index:
+            with self._index.transaction() as index:
                 index.executemany("INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?, ?)", rows)
 
     @property
     def pairs(self) -> PairValues:
         """The values of pairs."""
-        return PairValues(lambda: self._index, self._transaction)
+        return PairValues(self._index)
 
-    def put_draws(self, rows: Iterable[tuple[bytes, str, bytes]]) -> None:
-        """Store what a measure gave for shuffled rows, ``(name, measure, value)``, in one transaction."""
-        today = days()
-        with self._transaction() as index:
-            index.executemany(
-                "INSERT OR REPLACE INTO draws VALUES (?, ?, ?, ?, ?)",
-                ((name, measure, value, zlib.crc32(value), today) for name, measure, value in rows),
-            )
-
-    def draws(self, names: Sequence[bytes], measure: str) -> dict[bytes, bytes]:
-        """Return what :meth:`put_draws` stored of a measure for those of ``names`` that have it."""
-        found: dict[bytes, bytes] = {}
-        stale = []
-        today = days()
-        for part in parts_of(names):
-            places = ", ".join("?" * len(part))
-            question = f"SELECT name, value, crc, used FROM draws WHERE measure = ? AND name IN ({places})"
-            for name, value, crc, used in self._index.execute(question, (measure, *part)):
-                # a value that is not what was written is as good as absent: it is computed again
-                if zlib.crc32(value) == crc:
-                    found[name] = value
-                    if used != today:
-                        stale.append((today, name, measure))
-        if stale:
-            with self._transaction() as index:
-                index.executemany("UPDATE draws SET used = ? WHERE name = ? AND measure = ?", stale)
-        return found
+    @property
+    def draws(self) -> Draws:
+        """What measures gave for shuffled rows."""
+        return Draws(self._index)
 
     def digest_of(self, path: Path, compute: Callable[[Path], str]) -> str:
         """Return ``compute(path)``, remembered for as long as the file keeps its size, times and inode."""
@@ -229,7 +186,7 @@ class Store:
         digest = compute(path)
         # a file that changed a moment ago may change again within the resolution of its times
         if time.time() - max(status.st_mtime, status.st_ctime) > 2:
-            with self._transaction() as index:
+            with self._index.transaction() as index:
                 index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (name, state, digest))
         return digest
 
@@ -267,17 +224,7 @@ class Store:
         checks = self._index.execute("PRAGMA integrity_check").fetchall()
         problems += [f"{STORE_INDEX}: {row[0]}" for row in checks if row[0] != "ok"]
         problems += [f"{STORE_INDEX}: {line}" for line in self.pairs.damaged(remove=remove)]
-        damaged = [
-            (name, measure)
-            for name, measure, value, crc in self._index.execute("SELECT name, measure, value, crc FROM draws")
-            if zlib.crc32(value) != crc
-        ]
-        problems += [
-            f"{STORE_INDEX}: the {measure} of shuffled rows {name.hex()} is damaged" for name, measure in damaged
-        ]
-        if remove and damaged:
-            with self._transaction() as index:
-                index.executemany("DELETE FROM draws WHERE name = ? AND measure = ?", damaged)
+        problems += [f"{STORE_INDEX}: {line}" for line in self.draws.damaged(remove=remove)]
         return problems
 
     def _damage(self, key: str) -> str:
@@ -313,97 +260,18 @@ class Store:
                 total -= piece.bytes
         if last is not None:
             self.pairs.prune(last)
-            with self._transaction() as index:
-                index.execute("DELETE FROM draws WHERE used <= ?", (last,))
+            self.draws.prune(last)
+            with self._index.transaction() as index:
                 index.execute("DELETE FROM files")
         self._index.execute("VACUUM")
         return before - self.size()
 
     def close(self) -> None:
         """Close the index."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._index.close()
 
     def _files(self) -> Iterator[Path]:
         return iter(sorted((self.directory / STORE_PIECES).glob("??/*.safetensors")))
-
-    @property
-    def _index(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = _opened(self.directory / STORE_INDEX)
-        return self._connection
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        index = self._index
-        try:
-            index.execute("BEGIN IMMEDIATE")
-            yield index
-            index.execute("COMMIT")
-        except BaseException as error:
-            if index.in_transaction:
-                index.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
-                raise OSError(f"{self.directory / STORE_INDEX} could not be written: {error}") from error
-            raise
-
-
-class Waiting:
-    """Rows on their way to a store, written together twice a second: a transaction takes as long as a thousand rows.
-
-    A context: what waits is written at its end, also where that is an interruption.
-
-    Args:
-        write: Writes a list of rows; None where there is no store.
-    """
-
-    def __init__(self, write: Callable[[list[Any]], None] | None) -> None:
-        self._write = write
-        self._rows: list[Any] = []
-        self._written = time.monotonic()
-
-    def add(self, rows: Iterable[Any]) -> None:
-        """Let rows wait, or write them with those that waited long enough."""
-        if self._write is None:
-            return
-        self._rows += rows
-        if time.monotonic() - self._written > _SAVE_EVERY:
-            self._flush(self._write)
-
-    def __enter__(self) -> Waiting:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._write is not None:
-            self._flush(self._write)
-
-    def _flush(self, write: Callable[[list[Any]], None]) -> None:
-        rows, self._rows = self._rows, []
-        if rows:
-            write(rows)
-        self._written = time.monotonic()
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    # several drivers may share a store: each waits for the other's transaction, which is short
-    connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, FORMAT):
-            raise ValueError(f"{path} must be a store of format {FORMAT}, got format {version}; take another directory")
-        if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}{SCHEMA}PRAGMA user_version = {FORMAT};COMMIT;")
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        if isinstance(error, sqlite3.OperationalError):
-            raise OSError(f"{path} could not be opened: {error}") from error
-        raise ValueError(f"{path} must be the index of a store, got a file that is none: {error}") from error
-    except ValueError:
-        connection.close()
-        raise
-    return connection
 
 
 def content_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -414,32 +282,3 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
         digest.update(_files.raw_bytes(tensor))
     return digest.hexdigest()
-
-
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def parse_size(text: str) -> int:
-    """Read a number of bytes such as "2GiB", "500M" or "1.5 GB" (all in powers of 1024).
-
-    Raises:
-        ValueError: not of that form, or not positive.
-
-    Example:
-        >>> parse_size("2GiB"), parse_size("512M")
-        (2147483648, 536870912)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    size = 0 if match is None else int(float(match.group(1)) * _UNITS[match.group(2).upper()])
-    if size < 1:
-        raise ValueError(f"a size must be a positive number of bytes such as 2GiB or 500M, got {text!r}")
-    return size
-
-
-def shown_size(size: float) -> str:
-    """Return a number of bytes for people: "1.5 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

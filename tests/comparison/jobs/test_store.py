@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm_torch.comparison.jobs.pair_values import SIDE, Row
-from lfm_torch.comparison.jobs.store import DamagedPieceError, Store, content_digest, parse_size, shown_size
+from lfm_torch.comparison.jobs.store import DamagedPieceError, Store, content_digest
 
 INFO = {"kind": "basis", "title": "net, layer"}
 
@@ -26,7 +26,7 @@ def filled(directory: Path) -> Store:
     for k in range(3):
         store.write(f"{k}" * 8, {"evecs": torch.full((4, 5), float(k)), "evals": torch.arange(4)}, {**INFO, "k": k})
     store.keep((f"{k}" * 8, INFO) for k in range(2))
-    store.put_draws([(b"t1", "heat", b"value"), (b"t2", "heat", b"other")])
+    store.draws.write([(b"t1", "heat", b"value"), (b"t2", "heat", b"other")])
     store.pairs.write([values_of(store, "heat", [b"x"], [b"x"], 1.0), values_of(store, "heat", [b"x"], [b"y"], 0.5)])
     return store
 
@@ -48,8 +48,8 @@ def test_pieces_and_values_come_back(tmp_path: Path) -> None:
     assert info == {**INFO, "k": 1}
     about = again.info("1" * 8)
     assert about == {**info, "content": content_digest(tensors)}
-    assert again.draws([b"t1", b"t3", b"t2"], "heat") == {b"t1": b"value", b"t2": b"other"}
-    assert again.draws([b"t1"], "lfm") == {}
+    assert again.draws.read([b"t1", b"t3", b"t2"], "heat") == {b"t1": b"value", b"t2": b"other"}
+    assert again.draws.read([b"t1"], "lfm") == {}
     assert read(again, "heat", [b"y", b"z", b"x"]) == [[None, None, None], [None, None, None], [0.5, None, 1.0]]
     assert read(again, "lfm", [b"x"]) == [[None]]
     assert again.n_values() == 2
@@ -95,7 +95,7 @@ def test_damage_is_found_and_taken_out(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "index.sqlite") as index:
         index.execute("UPDATE draws SET value = ? WHERE name = ?", (b"valux", b"t1"))
         index.execute("UPDATE pairs SET vals = zeroblob(length(vals))")
-    assert store.draws([b"t1", b"t2"], "heat") == {b"t2": b"other"}
+    assert store.draws.read([b"t1", b"t2"], "heat") == {b"t2": b"other"}
     assert read(store, "heat", [b"x"]) == [[None]]
     assert len(store.verify()) == 4
     assert any("block 0, 0 of the values of heat is damaged" in line for line in store.verify())
@@ -161,7 +161,7 @@ def test_prune_takes_the_least_recently_used(tmp_path: Path) -> None:
     assert len(store.ls()) == 3
     store.prune(unused_days=30)
     assert sorted(piece.key for piece in store.ls()) == ["1" * 8, "2" * 8]
-    assert store.draws([b"t1", b"t2"], "heat") == {b"t2": b"other"}
+    assert store.draws.read([b"t1", b"t2"], "heat") == {b"t2": b"other"}
     # y is forgotten, and its number is not given to anything else
     assert read(store, "heat", [b"x"]) == [[None]]
     assert store.pairs.numbers([b"new", b"y", b"x"]).tolist() == [3, 4, 1]
@@ -203,11 +203,3 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format 2, got format 99"):
         Store(tmp_path / "newer").n_values()
     shutil.rmtree(tmp_path)
-
-
-def test_sizes_are_read_and_shown() -> None:
-    assert [parse_size(text) for text in ("2GiB", "1.5 MB", "7", "3k")] == [2 * 2**30, 1572864, 7, 3072]
-    for text in ("", "GiB", "-1M", "0", "2 XB"):
-        with pytest.raises(ValueError, match="2GiB or 500M"):
-            parse_size(text)
-    assert [shown_size(size) for size in (12, 2048, 3 * 2**30)] == ["12 B", "2.0 KiB", "3.0 GiB"]
