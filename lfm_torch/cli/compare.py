@@ -19,9 +19,9 @@ from lfm_torch.cli.inputs import load_data, load_model
 from lfm_torch.cli.options import OK, PARTIAL, add_model, add_settings, make_writable, measures_of
 from lfm_torch.comparison.jobs.engines import ENGINES
 from lfm_torch.comparison.jobs.plan import plan
+from lfm_torch.comparison.jobs.settings import Settings
 from lfm_torch.comparison.jobs.sizes import parse_size
 from lfm_torch.comparison.jobs.store import Store
-from lfm_torch.comparison.jobs.tasks import Settings
 from lfm_torch.comparison.result import Comparison
 from lfm_torch.comparison.run import compare
 from lfm_torch.report import terminal

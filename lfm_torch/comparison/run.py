@@ -7,12 +7,10 @@ the store already is not done again; what is finished goes there at once. The wo
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +20,15 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
-from lfm_torch.comparison.jobs import memory
-from lfm_torch.comparison.jobs.blocks import all_pairs, chance_levels
+from lfm_torch.comparison.jobs.blocks import all_pairs
+from lfm_torch.comparison.jobs.chance import chance_levels
 from lfm_torch.comparison.jobs.engines import DistributedEngine, Engine, make_engine
-from lfm_torch.comparison.jobs.index import Waiting
-from lfm_torch.comparison.jobs.pieces import Job, quiet_workers
+from lfm_torch.comparison.jobs.job import Job, MemoryPieces
+from lfm_torch.comparison.jobs.pieces import quiet_workers
+from lfm_torch.comparison.jobs.reductions import Progress, Reductions
+from lfm_torch.comparison.jobs.settings import Settings
 from lfm_torch.comparison.jobs.store import Store
-from lfm_torch.comparison.jobs.tasks import (
-    MemoryPieces,
-    Reduced,
-    Reduction,
-    Screened,
-    Screening,
-    Settings,
-    identity_without,
-    known_rows,
-    left_out_of,
-    rows_key,
-)
-from lfm_torch.comparison.result import Comparison, Failure, Item
+from lfm_torch.comparison.result import Comparison, Item
 from lfm_torch.graphs.graph import build_graph
 from lfm_torch.graphs.points import Metric
 from lfm_torch.graphs.weights import Weights
@@ -50,7 +38,6 @@ from lfm_torch.representations.checkpoints import Checkpoints
 from lfm_torch.representations.nonfinite import Nonfinite, check_nonfinite
 from lfm_torch.representations.sources import Given, Source
 
-Progress = Callable[[str, int, int], None]
 # called by the public function, wherever this module stands: who reads the log chooses by that name
 logger = logging.getLogger("lfm_torch.compare")
 # without a handler of the program's own Python would write warnings to stderr
@@ -145,7 +132,7 @@ def compare(
                 return result
             if kept is not None:
                 kept.open()
-            run = _Run(job, kept, chosen, progress or (lambda stage, done, total: None), memory_budget, nonfinite)
+            run = Reductions(job, kept, chosen, progress or (lambda stage, done, total: None), memory_budget, nonfinite)
             result = _finished(run, runs, started)
     finally:
         chosen.close(result)
@@ -160,7 +147,7 @@ def compare(
     return result
 
 
-def _finished(run: _Run, runs: Mapping[str, tuple[str, int | None]] | None, started: float) -> Comparison:
+def _finished(run: Reductions, runs: Mapping[str, tuple[str, int | None]] | None, started: float) -> Comparison:
     source, settings = run.job.source, run.job.settings
     reduced, failures = run.reduce_all()
     if len(reduced) < 2:
@@ -222,149 +209,3 @@ def _checkpoints_of(
     found = [Checkpoint(name, *parse_name(name, root="run")) for name in source if name in present]
     # names without a step are networks, in the order in which they were given
     return in_order(found) if any(checkpoint.step is not None for checkpoint in found) else found
-
-
-def _pieces_of(reduced: Sequence[Reduced]) -> list[tuple[str, dict[str, Any]]]:
-    return [(key, {"kind": kind, **entry.info}) for entry in reduced for kind, key in entry.keys.items()]
-
-
-@dataclass
-class _Run:
-    """One comparison on its way: what is done, and where to."""
-
-    job: Job
-    store: Store | None
-    engine: Engine
-    progress: Progress
-    memory_budget: int | None
-    nonfinite: Nonfinite
-    left_out: tuple[int, ...] = ()
-
-    def screen_all(self) -> int | None:
-        """Find the samples to leave out and return how many there are in all; None where nothing can be read."""
-        names = list(self.job.source)
-        screened: dict[str, dict[str, Screened]] = {}
-        tasks = []
-        for name in names:
-            identities, screened[name] = self._screened(name)
-            if identities is None or identities:
-                tasks.append(Screening(name, identities))
-        done = len(names) - len(tasks)
-        self.progress("samples", done, len(names))
-        with Waiting(None if self.store is None else self.store.keep) as waiting:
-            for index, found in self.engine.run(self.job, tasks, limit=self._readers(None)):
-                task = tasks[index]
-                screened[task.checkpoint] |= found
-                done += 1
-                self.progress("samples", done, len(names))
-                if task.identities is not None:
-                    waiting.add([(rows_key(task.identities[layer]), one.info) for layer, one in found.items()])
-        every = [one for name in names for one in screened[name].values()]
-        n, self.left_out = left_out_of(every)
-        if n is not None:
-            self.job.settings.check_against(n - len(self.left_out))
-        return n
-
-    def _screened(self, name: str) -> tuple[dict[str, str] | None, dict[str, Screened]]:
-        """Return the identities of the layers to be looked at (None for all) and what the store knows of the others."""
-        if self.store is None:
-            return None, {}
-        try:
-            identities = self.job.source.identities(name, self.store.digest_of)
-        # said where it is reduced
-        except Exception:
-            return {}, {}
-        known = known_rows(self.store, identities)
-        return {layer: identity for layer, identity in identities.items() if layer not in known}, known
-
-    def reduce_all(self) -> tuple[list[Reduced], list[Failure]]:
-        """Reduce what is not in the store; what fails is listed with its reason, in the order of the source."""
-        names = list(self.job.source)
-        n = self.screen_all() if self.nonfinite == "drop" else None
-        reduced: dict[str, list[Reduced]] = {}
-        failures: dict[str, list[Failure]] = {name: [] for name in names}
-        tasks = []
-        for name in names:
-            identities, reduced[name] = self._present(name, failures[name])
-            if identities is None or identities:
-                tasks.append(Reduction(name, identities, n, self.left_out))
-        if self.store is not None:
-            self.store.keep(_pieces_of([entry for entries in reduced.values() for entry in entries]))
-        done = len(names) - len(tasks)
-        self.progress("representations", done, len(names))
-        if done:
-            logger.info("%d of %d checkpoints are in the store", done, len(names))
-        first = next((entries[0] for entries in reduced.values() if entries), None)
-        n = n if first is None else first.n + len(self.left_out)
-        while tasks and n is None:
-            # the first one says how many samples there are, which all the others must have
-            n = next(self._reduce(tasks[:1], reduced, failures))
-            done += 1
-            self.progress("representations", done, len(names))
-            tasks = tasks[1:]
-        rest = [dataclasses.replace(task, n=n) for task in tasks]
-        for _ in self._reduce(rest, reduced, failures, limit=self._readers(n)):
-            done += 1
-            self.progress("representations", done, len(names))
-        for name in names:
-            for entry in [entry for entry in reduced[name] if entry.n + len(self.left_out) != n]:
-                reduced[name].remove(entry)
-                reason = f"the representation must have the {n} rows of the others, got {entry.n}"
-                failures[name].append(Failure(name, entry.layer, reason))
-        return [e for name in names for e in reduced[name]], [f for name in names for f in failures[name]]
-
-    def _present(self, name: str, failures: list[Failure]) -> tuple[dict[str, str] | None, list[Reduced]]:
-        """Return the identities of the layers to be reduced (None for all) and the layers that are in the store."""
-        if self.store is None:
-            return None, []
-        try:
-            identities = self.job.source.identities(name, self.store.digest_of)
-        # isolation, as where it is read: a missing file fails alone
-        except Exception as error:
-            failures.append(Failure(name, None, _checks.one_line(error)))
-            return {}, []
-        settings = self.job.settings
-        identities = {layer: identity_without(identity, self.left_out) for layer, identity in identities.items()}
-        found = []
-        for place, (layer, identity) in enumerate(identities.items()):
-            keys = {kind: settings.key(kind, identity) for kind in settings.kinds}
-            infos = [self.store.info(key) for key in keys.values()]
-            if all(info is not None for info in infos):
-                info = infos[0] or {}
-                stats = {field: info[field] for field in ("n_components", "n_unconverged", "note")}
-                stats["notes"] = tuple(dict.fromkeys(text for about in infos for text in (about or {})["notes"]))
-                contents = {kind: (about or {})["content"] for kind, about in zip(keys, infos, strict=True)}
-                found.append(Reduced(name, layer, place, info["n"], info["dtype"], keys, contents, **stats))
-        present = {entry.layer for entry in found}
-        return {layer: identity for layer, identity in identities.items() if layer not in present}, found
-
-    def _reduce(
-        self,
-        tasks: Sequence[Reduction],
-        reduced: dict[str, list[Reduced]],
-        failures: dict[str, list[Failure]],
-        limit: int | None = 1,
-    ) -> Iterator[int | None]:
-        with Waiting(None if self.store is None else self.store.keep) as waiting:
-            for index, (found, failed) in self.engine.run(self.job, tasks, limit=limit):
-                name = tasks[index].checkpoint
-                failures[name] += failed
-                reduced[name] = sorted((*reduced[name], *found), key=lambda entry: entry.place)
-                waiting.add(_pieces_of(found))
-                for failure in failed:
-                    logger.warning("not compared: %s", failure)
-                yield found[0].n + len(self.left_out) if found else None
-
-    def _readers(self, n: int | None) -> int | None:
-        """How many checkpoints may be reduced side by side: as many as source and memory allow."""
-        settings = self.job.settings
-        # edges of the graph while it is made symmetric, and the vectors of the eigensolver
-        of_sample = 48 * settings.neighbors_of(n or 2) + 64 * settings.basis_of(n or 2)
-        each = (n or 0) * of_sample if settings.map_measures else 0
-        by_memory = memory.workers(self.memory_budget, each)
-        return min(by_memory, self.job.source.threads or by_memory)
-
-    def plan_memory(self, reduced: Sequence[Reduced]) -> None:
-        """Say how much of the bases may be held in memory at a time."""
-        matrices = len(reduced) ** 2 * 4 * len(self.job.settings.measures)
-        self.job.cache_bytes = memory.cache_bytes(self.memory_budget, reserved=2 * matrices)

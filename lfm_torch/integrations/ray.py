@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from lfm_torch.comparison.jobs.pieces import Job, quiet_workers, run_task
+from lfm_torch.comparison.jobs.job import Job
+from lfm_torch.comparison.jobs.pieces import quiet_workers, run_task
 
 
 class RayEngine:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lfm_torch._warnings import collecting
-from lfm_torch.comparison.jobs.tasks import Settings
+from lfm_torch.comparison.jobs.settings import Settings
 from lfm_torch.graphs.graph import Graph
 from lfm_torch.pipeline import representation_basis, representation_graph
 from lfm_torch.spectral.basis import Basis

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,17 +13,14 @@ from torch import Tensor
 
 from lfm_torch.comparison.jobs.engines import Engine
 from lfm_torch.comparison.jobs.index import Waiting
-from lfm_torch.comparison.jobs.library import library_digest
+from lfm_torch.comparison.jobs.job import Job
 from lfm_torch.comparison.jobs.pair_values import Array, Row
-from lfm_torch.comparison.jobs.pieces import Job
+from lfm_torch.comparison.jobs.settings import value_name
 from lfm_torch.comparison.jobs.store import Store
-from lfm_torch.comparison.jobs.tasks import Block, Chance, Group, Reduced
+from lfm_torch.comparison.jobs.tasks import Block, Group, Reduced
 from lfm_torch.comparison.result import Failure
 from lfm_torch.measures.table import MEASURES
-from lfm_torch.representations.fingerprints import digest
 
-_CHANCE_DRAWS = 100
-_CHANCE_TASK = 8
 # columns of bases a side of a block: large enough for a matrix product, small enough for the caches
 _COLUMNS = {"cpu": 1024, "cuda": 8192}
 # of points: what a measure needs of one may be a matrix of samples by samples
@@ -99,7 +95,9 @@ class Pairs:
         """Take the values that are in the store and return the number of pairs that have them all."""
         if store is None:
             return 0
-        self._numbers = store.pairs.numbers([_name(self.kind, entry.contents[self.kind]) for entry in self.members])
+        self._numbers = store.pairs.numbers(
+            [value_name(self.kind, entry.contents[self.kind]) for entry in self.members]
+        )
         known = self.missing.copy()
         for name, values in self.values.items():
             values[:] = store.pairs.read(name, self._numbers, values.dtype)
@@ -180,53 +178,3 @@ def _computed(job: Job, store: Store | None, engine: Engine, pairs: Pairs) -> It
             done, stored = pairs.place(blocks[index], found)
             waiting.add(stored)
             yield done, failed
-
-
-def chance_levels(
-    job: Job, store: Store | None, engine: Engine, reduced: Sequence[Reduced]
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Similarity of each item to itself with shuffled rows.
-
-    Returns:
-        Per measure the means ``[N]``, and the standard deviation over all draws of all items.
-    """
-    settings = job.settings
-    draws = math.ceil(_CHANCE_DRAWS / len(reduced))
-    size = (len(reduced), draws)
-    values = {name: torch.full(size, math.nan, dtype=torch.float64, device="cpu") for name in settings.measures}
-    for kind in settings.kinds:
-        measures = settings.measures_of(kind)
-        names = [_name("chance", kind, entry.contents[kind], draws) for entry in reduced]
-        present = set() if store is None else _stored_chance(store, names, measures, values)
-        missing = [i for i in range(len(reduced)) if i not in present]
-        parts = [missing[start : start + _CHANCE_TASK] for start in range(0, len(missing), _CHANCE_TASK)]
-        keys = [tuple(reduced[i].keys[kind] for i in part) for part in parts]
-        tasks = [Chance(kind, tuple(measures), of_part, reduced[0].n, draws) for of_part in keys]
-        with Waiting(None if store is None else store.draws.write) as waiting:
-            for index, found in engine.run(job, tasks):
-                for i, drawn in zip(parts[index], found, strict=True):
-                    for measure, numbers in drawn.items():
-                        values[measure][i] = torch.tensor(numbers, dtype=torch.float64, device="cpu")
-                        waiting.add([(names[i], measure, np.array(numbers).tobytes())])
-    for name in settings.measures:
-        if not MEASURES[name].paired:  # the order of rows is nothing to it: there is no chance level
-            values[name].fill_(math.nan)
-    return {name: v.mean(1) for name, v in values.items()}, {name: float(v.std()) for name, v in values.items()}
-
-
-def _stored_chance(
-    store: Store, names: Sequence[bytes], measures: Sequence[str], values: dict[str, Tensor]
-) -> set[int]:
-    """Write stored draws into ``values`` and return the items that have them for every measure."""
-    present = set(range(len(names)))
-    for measure in measures:
-        found = store.draws.read(names, measure)
-        present &= {i for i, name in enumerate(names) if name in found}
-        for i in present:
-            values[measure][i] = torch.from_numpy(np.frombuffer(found[names[i]]).copy())
-    return present
-
-
-def _name(*parts: str | int) -> bytes:
-    """Name what values are of, in the index: by its content and the code that reads it."""
-    return bytes.fromhex(digest(*parts, library_digest()))[:20]

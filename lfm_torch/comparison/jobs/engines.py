@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from lfm_torch import _checks
-from lfm_torch.comparison.jobs.pieces import Job, run_task
+from lfm_torch.comparison.jobs.job import Job
+from lfm_torch.comparison.jobs.pieces import run_task
 
 ENGINES = ("local", "torch", "ray")
 _WAITING = datetime.timedelta(hours=6)

@@ -19,7 +19,8 @@ _NUMERICS = (
     "spectral/*.py", "maps/fmap.py", "measures/*.py", "baselines/*.py", "representations/batches.py",
     "representations/extraction.py", "representations/gathering.py", "representations/layers.py",
     "representations/nonfinite.py", "representations/pooling.py", "representations/probe.py",
-    "comparison/jobs/bases.py", "comparison/jobs/blocks.py", "comparison/jobs/pieces.py", "comparison/jobs/tasks.py",
+    "comparison/jobs/bases.py", "comparison/jobs/blocks.py", "comparison/jobs/chance.py", "comparison/jobs/job.py",
+    "comparison/jobs/pieces.py", "comparison/jobs/settings.py", "comparison/jobs/tasks.py",
 )  # fmt: skip
 
 

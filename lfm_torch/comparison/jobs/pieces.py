@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,117 +21,17 @@ from torch import Tensor
 
 from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning, collecting
-from lfm_torch.baselines.points import Points, State
+from lfm_torch.baselines.points import Points
 from lfm_torch.comparison.jobs.bases import Found, bases_of, is_out_of_memory
-from lfm_torch.comparison.jobs.store import DamagedPieceError
-from lfm_torch.comparison.jobs.tasks import (
-    Block,
-    Chance,
-    Group,
-    Pieces,
-    Reduced,
-    Reduction,
-    Screened,
-    Screening,
-    Settings,
-    rows_key,
-)
+from lfm_torch.comparison.jobs.job import Job, Side
+from lfm_torch.comparison.jobs.settings import rows_key
+from lfm_torch.comparison.jobs.tasks import Block, Chance, Group, Reduced, Reduction, Screened, Screening
 from lfm_torch.comparison.result import Failure
 from lfm_torch.measures.pairs import score_sides, shuffled_maps, shuffled_scores, stored
 from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure
 from lfm_torch.representations.nonfinite import rows_not_finite, without_rows
-from lfm_torch.representations.sources import SINGLE_LAYER, Source
-
-
-@dataclass
-class Job:
-    """What every worker holds.
-
-    Attributes:
-        source: names and how to read their representations.
-        settings: how they are compared.
-        pieces: where finished pieces go.
-        device: where representations are and pairs are computed.
-        cache_bytes: how much of the stored pieces a process may hold in memory.
-    """
-
-    source: Source
-    settings: Settings
-    pieces: Pieces
-    device: str = "cpu"
-    cache_bytes: int = 2**30
-    _cache: _Cache | None = field(default=None, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_cache": None}
-
-    def sides(self, kind: str, group: Group) -> _Side:
-        """Return a group's tensors, from memory where it was used lately."""
-        if self._cache is None:
-            self._cache = _Cache(self.cache_bytes)
-        return self._cache.get((kind, group), lambda: _read_side(self, kind, group))
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One side of a block: ``evecs [L, m, n]`` and ``evals [L, m]``, or the ``states`` of each layer for a measure."""
-
-    evals: Tensor
-    evecs: Tensor
-    states: tuple[State, ...]
-
-    def part(self, places: Sequence[int]) -> _Side:
-        """Some of the representations; nothing is copied where they are all."""
-        if len(places) == max(len(self.evals), len(self.states)):
-            return self
-        chosen = list(places)
-        if self.states:
-            return _Side(self.evals, self.evecs, tuple(self.states[i] for i in chosen))
-        return _Side(self.evals[chosen], self.evecs[chosen], ())
-
-    @property
-    def bytes(self) -> int:
-        parts = (part for state in self.states for part in state)
-        return sum(t.numel() * t.element_size() for t in (self.evals, self.evecs, *parts))
-
-
-class _Cache:
-    """The groups used last, within a number of bytes (a single one may be larger)."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._bytes = max_bytes, 0
-        self._sides: OrderedDict[Any, _Side] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, read: Callable[[], _Side]) -> _Side:
-        with self._lock:
-            if key in self._sides:
-                self._sides.move_to_end(key)
-                return self._sides[key]
-            side = read()
-            self._sides[key] = side
-            self._bytes += side.bytes
-            while self._bytes > self._max_bytes and len(self._sides) > 1:
-                self._bytes -= self._sides.popitem(last=False)[1].bytes
-            return side
-
-
-def _read_side(job: Job, kind: str, group: Group) -> _Side:
-    none = torch.empty(0, dtype=torch.float32, device="cpu")
-    try:
-        found = [job.pieces.read(key)[0] for key in group.keys]
-    except (DamagedPieceError, KeyError) as error:
-        advice = "`lfm-torch cache verify --remove` takes it out, and the next run computes it again"
-        raise DamagedPieceError(f"{_checks.one_line(error)}; {advice}") from error
-    if kind != "basis":
-        # copied to where torch allocates: BLAS may round by the alignment, which a file does not keep
-        states = (tuple(tensors[str(i)].to(job.device, copy=True) for i in range(len(tensors))) for tensors in found)
-        return _Side(none, none, tuple(states))
-    # a group is of one precision
-    evals = torch.stack([tensors["evals"].to(job.device) for tensors in found])
-    evecs = torch.stack([tensors["evecs"].to(job.device) for tensors in found])
-    return _Side(evals, evecs, ())
+from lfm_torch.representations.sources import SINGLE_LAYER
 
 
 def run_task(job: Job, task: Any) -> Any:
@@ -311,7 +209,7 @@ def _block_values(job: Job, task: Block) -> dict[str, Tensor]:
     return {task.kind: _state_values(x, y, POINT_MEASURES[task.kind])}
 
 
-def _map_values(x: _Side, y: _Side, measures: Sequence[str]) -> dict[str, Tensor]:
+def _map_values(x: Side, y: Side, measures: Sequence[str]) -> dict[str, Tensor]:
     dtype = torch.promote_types(x.evals.dtype, y.evals.dtype)
     # the map back is the transpose, C_yx = Phi_x^T Phi_y: one product serves both directions
     maps = Maps.between(*(part.to(dtype) for part in (x.evecs, x.evals, y.evecs, y.evals)))
@@ -323,7 +221,7 @@ def _map_values(x: _Side, y: _Side, measures: Sequence[str]) -> dict[str, Tensor
     return values
 
 
-def _state_values(x: _Side, y: _Side, measure: PointMeasure) -> Tensor:
+def _state_values(x: Side, y: Side, measure: PointMeasure) -> Tensor:
     """A measure of points for every pair of layers: each of x against those of y that have the same shapes."""
     values = score_sides(measure, x.states, y.states)
     if measure.symmetric:
@@ -344,7 +242,7 @@ def chance(job: Job, task: Chance) -> list[dict[str, list[float]]]:
     return values
 
 
-def _shuffled(side: _Side, task: Chance, orders: Tensor) -> dict[str, list[float]]:
+def _shuffled(side: Side, task: Chance, orders: Tensor) -> dict[str, list[float]]:
     if task.kind == "basis":
         evecs, evals = side.evecs[0], side.evals[0]
         maps = shuffled_maps(evecs, evals, evecs, evals, orders)

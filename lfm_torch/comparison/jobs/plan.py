@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from lfm_torch import _checks
+from lfm_torch.comparison.jobs.settings import Settings, identity_without
 from lfm_torch.comparison.jobs.store import Store
-from lfm_torch.comparison.jobs.tasks import Settings, identity_without, known_rows, left_out_of
+from lfm_torch.comparison.jobs.tasks import known_rows, left_out_of
 from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.representations.nonfinite import Nonfinite

@@ -7,7 +7,7 @@ import torch
 
 from lfm_torch.comparison.jobs import bases
 from lfm_torch.comparison.jobs.bases import bases_of
-from lfm_torch.comparison.jobs.tasks import Settings
+from lfm_torch.comparison.jobs.settings import Settings
 from lfm_torch.spectral.basis import Basis
 from lfm_torch.spectral.compute import spectral_basis
 

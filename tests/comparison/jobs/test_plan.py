@@ -8,8 +8,8 @@ import torch
 from small_networks import OPTIONS, net, probe
 
 from lfm_torch.comparison.jobs.plan import plan
+from lfm_torch.comparison.jobs.settings import Settings
 from lfm_torch.comparison.jobs.store import Store
-from lfm_torch.comparison.jobs.tasks import Settings
 from lfm_torch.comparison.run import compare
 from lfm_torch.representations.checkpoints import Checkpoints
 
