@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lfm_torch as lfm
-from lfm_torch.comparison.evidence import Sensitivity
+from lfm_torch.comparison.across_settings import Sensitivity
 from lfm_torch.pipeline import representation_basis
 from lfm_torch.spectral.sizes import default_n_basis
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._warnings import collecting
 from lfm_torch.cli.options import OK, add_settings, measures_of
-from lfm_torch.comparison.evidence import significance
+from lfm_torch.comparison.against_chance import significance
 from lfm_torch.measures.table import MEASURES
 from lfm_torch.pipeline import check_pair, similarity
 from lfm_torch.report import terminal

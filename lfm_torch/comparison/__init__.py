@@ -4,8 +4,10 @@ Takes representations, checkpoints or any other source; gives a Comparison, matr
 for one pair its significance and its sensitivity to settings.
 """
 
-from lfm_torch.comparison.evidence import Sensitivity, Significance, sensitivity, significance
-from lfm_torch.comparison.result import Comparison, Failure, Item, LayerMatching, Remark, Trajectory
+from lfm_torch.comparison.across_settings import Sensitivity, sensitivity
+from lfm_torch.comparison.against_chance import Significance, significance
+from lfm_torch.comparison.items import Failure, Item, Remark
+from lfm_torch.comparison.result import Comparison, LayerMatching, Trajectory
 from lfm_torch.comparison.run import compare
 
 __all__ = [

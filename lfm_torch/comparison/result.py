@@ -2,87 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lfm_torch import _checks, _files
+from lfm_torch import _checks
 from lfm_torch._warnings import kind_of
+from lfm_torch.comparison.items import Failure, Item, Remark
+from lfm_torch.comparison.tables import data_frame, write_table
 from lfm_torch.measures.table import MEASURES, below_chance, full_name
 from lfm_torch.representations.checkpoint_files import Checkpoint
 
 if TYPE_CHECKING:
     import pandas
-
-_COLUMNS = ("checkpoint", "layer", "run", "step")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One representation that was compared, and what its basis says about itself.
-
-    Attributes:
-        checkpoint: name of the network or checkpoint.
-        layer: name of the layer.
-        n_components: connected components of its neighbour graph.
-        n_unconverged: eigenpairs that did not reach the solver's tolerance.
-        note: how it was computed where that was not the usual way (on the CPU, for lack of memory on a GPU).
-        notes: what is to be known of its points under a metric of angles: rows of zeros, an offset that dwarfs all.
-    """
-
-    checkpoint: str
-    layer: str
-    n_components: int = 1
-    n_unconverged: int = 0
-    note: str = ""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Whatever a report says of it: ``notes``, and ``note`` where there is one."""
-        return (*self.notes, *[self.note] * bool(self.note))
-
-
-@dataclass(frozen=True)
-class Remark:
-    """What is to be known of several representations, in the words that the first of them has for it."""
-
-    text: str
-    items: tuple[Item, ...]
-
-    def names(self, most: int) -> str:
-        """The representations, the first ``most`` by name."""
-        listed = [f"{item.checkpoint}, layer {item.layer}" for item in self.items[:most]]
-        more = [f"{len(self.items) - most:,} more"] if len(self.items) > most else []
-        return "; ".join(listed + more)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What could not be compared, and why; ``layer`` is None where a network failed as a whole or has only one.
-
-    ``other`` is the second network where a pair of them failed, each of which is compared to the rest.
-    """
-
-    checkpoint: str
-    layer: str | None
-    reason: str
-    other: str | None = None
-
-    def __str__(self) -> str:
-        layer = f", layer {self.layer}" if self.layer else ""
-        other = f" against {self.other}" if self.other else ""
-        return f"{self.checkpoint}{layer}{other}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -351,30 +290,13 @@ class Comparison:
         return found
 
     @property
-    def _sides(self) -> list[list[Any]]:
+    def _sides(self) -> list[tuple[Any, ...]]:
         by_name = {checkpoint.name: checkpoint for checkpoint in self.checkpoints}
-        return [[i.checkpoint, i.layer, by_name[i.checkpoint].run, by_name[i.checkpoint].step] for i in self.items]
-
-    @property
-    def _header(self) -> list[str]:
-        return [*(f"x_{name}" for name in _COLUMNS), *(f"y_{name}" for name in _COLUMNS), *self.measures]
+        return [(i.checkpoint, i.layer, by_name[i.checkpoint].run, by_name[i.checkpoint].step) for i in self.items]
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a data frame with a row per ordered pair of items and a column per measure."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError('to_pandas needs pandas: pip install "lfm-torch[pandas]"') from error
-        n = len(self.items)
-        columns = [pandas.Series(list(values), dtype=object) for values in zip(*self._sides, strict=True)]
-        frame = pandas.DataFrame()
-        for side, order in (("x", np.repeat(np.arange(n), n)), ("y", np.tile(np.arange(n), n))):
-            for name, column in zip(_COLUMNS, columns, strict=True):
-                dtype = "Int64" if name == "step" else pandas.Series(["a"]).dtype
-                frame[f"{side}_{name}"] = column.astype(dtype).take(order).reset_index(drop=True)
-        for measure in self.measures:
-            frame[measure] = np.concatenate([np.array(row) for row in _rounded(self.matrices[measure])])
-        return frame
+        return data_frame(self._sides, self.matrices)
 
     def save(self, path: str | Path) -> Path:
         """Write a row per ordered pair of items to a .csv or .parquet file, or to ``similarity.csv`` in a directory.
@@ -385,33 +307,7 @@ class Comparison:
         Raises:
             ValueError: another ending.
         """
-        path = Path(path)
-        if path.is_dir() or not path.suffix:
-            path = path / "similarity.csv"
-        if path.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"path must be a directory or end on .csv or .parquet, got {path.name!r}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            binary = io.BytesIO()
-            self.to_pandas().to_parquet(binary, index=False)
-            _files.write_atomically(path, binary.getvalue())
-            return path
-        with _files.replacing(path) as file:
-            for text in self._csv():
-                file.write(text.encode())
-        return path
-
-    def _csv(self) -> Iterator[str]:
-        """Return the table as text, a row of the matrices at a time: with millions of lines it is never whole."""
-        yield _csv_line(self._header) + "\n"
-        sides = [_csv_line(side) for side in self._sides]
-        columns = [self.matrices[measure] for measure in self.measures]
-        # nine digits bring every float32 back, seventeen every float64
-        numbers = ",".join("%.9g" if column.dtype == torch.float32 else "%.17g" for column in columns)
-        for i, side in enumerate(sides):
-            line = f"{side.replace('%', '%%')},%s,{numbers}\n"
-            rows = zip(sides, *(column[i].tolist() for column in columns), strict=True)
-            yield "".join([line % row for row in rows])
+        return write_table(path, self._sides, self.matrices)
 
     def report(self, directory: str | Path, *, format: Literal["csv", "parquet"] = "csv") -> Path:
         """Write ``report.html`` (self-contained), the table and PNG figures to a directory.
@@ -425,17 +321,3 @@ class Comparison:
         from lfm_torch.report import write_report
 
         return write_report(self, directory, format=format)
-
-
-def _rounded(matrix: Tensor) -> list[list[float]]:
-    values: list[list[float]] = matrix.tolist()
-    if matrix.dtype != torch.float32:
-        return values
-    # float32 as Python floats would show digits that it does not have; nine bring every one of its values back
-    return [[float(f"{value:.9g}") for value in row] for row in values]
-
-
-def _csv_line(values: Sequence[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
-    return text.getvalue()

@@ -20,6 +20,7 @@ from lfm_torch import _checks
 from lfm_torch._checks import ArrayLike
 from lfm_torch._precision import outside_autocast
 from lfm_torch._warnings import warn
+from lfm_torch.comparison.items import Item
 from lfm_torch.comparison.jobs.blocks import all_pairs
 from lfm_torch.comparison.jobs.chance import chance_levels
 from lfm_torch.comparison.jobs.engines import DistributedEngine, Engine, make_engine
@@ -28,7 +29,7 @@ from lfm_torch.comparison.jobs.pieces import quiet_workers
 from lfm_torch.comparison.jobs.reductions import Progress, Reductions
 from lfm_torch.comparison.jobs.settings import Settings
 from lfm_torch.comparison.jobs.store import Store
-from lfm_torch.comparison.result import Comparison, Item
+from lfm_torch.comparison.result import Comparison
 from lfm_torch.graphs.graph import build_graph
 from lfm_torch.graphs.points import Metric
 from lfm_torch.graphs.weights import Weights

@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lfm_torch.comparison.evidence import Sensitivity
+from lfm_torch.comparison.across_settings import Sensitivity
 from lfm_torch.maps.fmap import FunctionalMap
 from lfm_torch.measures.distortion import Distortion
 from lfm_torch.report.figures import DASHES, MARKERS, STYLE

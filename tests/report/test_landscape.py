@@ -11,7 +11,8 @@ import torch
 from extras import REPORT, need, needs
 
 from lfm_torch import LFMWarning
-from lfm_torch.comparison.result import Comparison, Item
+from lfm_torch.comparison.items import Item
+from lfm_torch.comparison.result import Comparison
 from lfm_torch.comparison.run import compare
 from lfm_torch.report.landscape import classical_scaling, dendrogram, landscape, leaves, linkage, outliers
 from lfm_torch.representations.checkpoint_files import Checkpoint

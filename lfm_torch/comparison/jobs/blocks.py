@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lfm_torch.comparison.items import Failure
 from lfm_torch.comparison.jobs.engines import Engine
 from lfm_torch.comparison.jobs.index import Waiting
 from lfm_torch.comparison.jobs.job import Job
@@ -18,7 +19,6 @@ from lfm_torch.comparison.jobs.pair_values import Array, Row
 from lfm_torch.comparison.jobs.settings import value_name
 from lfm_torch.comparison.jobs.store import Store
 from lfm_torch.comparison.jobs.tasks import Block, Group, Reduced
-from lfm_torch.comparison.result import Failure
 from lfm_torch.measures.table import MEASURES
 
 # columns of bases a side of a block: large enough for a matrix product, small enough for the caches

@@ -22,11 +22,11 @@ from torch import Tensor
 from lfm_torch import _checks
 from lfm_torch._warnings import LFMWarning, collecting
 from lfm_torch.baselines.points import Points
+from lfm_torch.comparison.items import Failure
 from lfm_torch.comparison.jobs.bases import Found, bases_of, is_out_of_memory
 from lfm_torch.comparison.jobs.job import Job, Side
 from lfm_torch.comparison.jobs.settings import rows_key
 from lfm_torch.comparison.jobs.tasks import Block, Chance, Group, Reduced, Reduction, Screened, Screening
-from lfm_torch.comparison.result import Failure
 from lfm_torch.measures.pairs import score_sides, shuffled_maps, shuffled_scores, stored
 from lfm_torch.measures.stacked_maps import Maps
 from lfm_torch.measures.table import MAP_MEASURES, MEASURES, POINT_MEASURES, PointMeasure

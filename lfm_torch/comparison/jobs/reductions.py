@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfm_torch import _checks
+from lfm_torch.comparison.items import Failure
 from lfm_torch.comparison.jobs import memory
 from lfm_torch.comparison.jobs.engines import Engine
 from lfm_torch.comparison.jobs.index import Waiting
@@ -16,7 +17,6 @@ from lfm_torch.comparison.jobs.job import Job
 from lfm_torch.comparison.jobs.settings import identity_without, rows_key
 from lfm_torch.comparison.jobs.store import Store
 from lfm_torch.comparison.jobs.tasks import Reduced, Reduction, Screened, Screening, known_rows, left_out_of
-from lfm_torch.comparison.result import Failure
 from lfm_torch.representations.nonfinite import Nonfinite
 
 Progress = Callable[[str, int, int], None]
