@@ -1,9 +1,11 @@
-// The CPU kernels, one line an operator. The schemas stand beside the reference twins in lfm_torch/ops/*.py, so that
-// the operators exist with and without this library; the CUDA library attaches its kernels the same way.
+// The CPU kernels, one line an operator, in the order of the flow. The schemas stand beside the reference twins in
+// lfm_torch/ops/<name>.py, so that the operators exist with and without this library; the CUDA library attaches its
+// kernels the same way, each at the end of its own *_cuda.cu. The kernels of lfm_torch/ops/<name>.py are in the folder
+// <name>, those of recurrence.py in laplacian.
 #include <torch/csrc/stable/library.h>
 
 #include "geodesic/geodesic.h"
-#include "graph/graph.h"
+#include "graphs/graphs.h"
 #include "knn/knn.h"
 #include "krylov/krylov.h"
 #include "laplacian/laplacian.h"

@@ -1,5 +1,9 @@
-// Shortest paths from several sources: one Dijkstra with a binary heap per source, sources shared out over the threads.
-// Rounded addition is monotone, so the smallest path sum is one and the same number whatever the order of relaxation.
+// geodesics for the descriptors: shortest paths from several sources, one Dijkstra with a binary heap per source,
+// sources shared out over the threads, each of which writes a column of its own.
+// The same bits as `geodesics_reference`: rounded addition is monotone, so the smallest path sum is one and the same
+// number whatever the order of relaxation.
+// Sources, columns and the signs of the lengths are checked first; that rowptr ascends to nnz is taken for granted.
+// Nodes fit 32 bits, offsets have 64.
 #include <functional>
 #include <limits>
 #include <utility>

@@ -1,8 +1,9 @@
-// Shortest paths from several sources on the GPU: Bellman-Ford, all sources of a node side by side, so that an edge's
-// distances are read in one line. A step pulls over all edges; a few hops reach everything in a neighbour graph.
-//
-// Nodes are updated in place. Only the warp that owns an entry writes it, entries only ever fall, and a step in which
-// nothing was written has read a fixed point: rounded addition is monotone, so there is one, whatever the order.
+// geodesics on the GPU: Bellman-Ford, all sources of a node side by side, so that an edge's distances are read in one
+// line. A step pulls over all edges; a few hops reach everything in a neighbour graph.
+// The same bits as `geodesics_reference`. Nodes are updated in place: only the warp that owns an entry writes it,
+// entries only ever fall, and a step in which nothing was written has read a fixed point: rounded addition is monotone,
+// so there is one, whatever the order.
+// Sources are checked on the device; the columns of a valid CSR stay within their graph. Nodes fit 32 bits.
 #include <torch/csrc/stable/library.h>
 
 #include <limits>

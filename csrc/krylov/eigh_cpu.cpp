@@ -1,5 +1,5 @@
 // batched_eigh: torch's eigh, one matrix a thread. It takes the matrices of a batch one after the other, and a small
-// one leaves most threads idle.
+// one leaves most threads idle. The routine is that of `batched_eigh_reference`; a task writes to its own matrix.
 #include <torch/csrc/stable/ops.h>
 
 #include <array>

@@ -1,3 +1,5 @@
+// Operators orthonormalize_block and batched_eigh (lfm_torch/ops/krylov.py), what a block Krylov solver does beside its
+// products: the width of a block, and the CPU functions that ops.cpp registers. On a GPU their twins run.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,3 +1,6 @@
+// Operators laplacian_product and edge_products (lfm_torch/ops/laplacian.py) and laplacian_recurrence (recurrence.py),
+// which graphs/ and the eigensolvers work with: the checks of the recurrence, which both devices share, and the
+// functions that ops.cpp registers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,8 +10,6 @@
 #include "checks.h"
 
 namespace lfm {
-
-using torch::stable::Tensor;
 
 // Returns the number of rows. coefficients [degree, 3] float64 in CPU memory; graphs: into how many parts of as many
 // rows without an edge between them the graph falls.
@@ -42,6 +43,9 @@ inline int64_t check_recurrence(const Tensor& rowptr, const Tensor& col, const T
 
 Tensor laplacian_product_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
                              Tensor x, std::optional<Tensor> z, double a, double b, double c);
+// The CUDA recurrence is made of it.
+Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
+                              Tensor x, std::optional<Tensor> z, double a, double b, double c);
 Tensor laplacian_recurrence_cpu(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
                                 Tensor x, Tensor coefficients, int64_t graphs);
 Tensor edge_products_cpu(Tensor rowptr, Tensor col, Tensor left, Tensor right, Tensor g, Tensor x);

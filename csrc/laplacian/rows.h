@@ -1,4 +1,5 @@
-// The CSR of a graph, and its rows shared out over threads in pieces of about equal numbers of edges.
+// The CSR of a graph, and its rows shared out over threads in pieces of about equal numbers of edges, for the CPU
+// kernels of laplacian/. A row is in one piece, whole: sums over its edges do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>

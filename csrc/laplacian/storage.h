@@ -1,4 +1,5 @@
-// Values kept in half the space and computed with in float32: how vectors of them are read and written.
+// Values kept in half the space and computed with in float32, how vectors of them are read and written: for
+// laplacian_product on the CPU. Rounded to the nearest, ties to even, as torch does it.
 #pragma once
 
 #include <torch/headeronly/util/Half.h>

@@ -1,10 +1,13 @@
+// Operators inner_products and map_energies (lfm_torch/ops/maps.py), all functional maps of two stacks of bases and
+// their readings: the layout of the result and the checks of map_energies, which both devices share, and the CPU
+// functions that ops.cpp registers. On a GPU the twin of inner_products runs: one matrix product.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 
-#include "../checks.h"
+#include "checks.h"
 
 namespace lfm {
 

@@ -80,7 +80,11 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> str:
     load(
         tmp_path_factory.mktemp("others"),
         "lfm_emulated",
-        ("geodesic_cuda", "graph_cuda", "laplacian_cuda", "maps_cuda"),
+        (
+            *("symmetrize_cuda", "symmetrize_backward_cuda", "components_cuda"),
+            *("product_cuda", "edge_products_cuda", "recurrence_cuda"),
+            *("geodesic_cuda", "energies_cuda"),
+        ),
         {},
     )
     return "lfm_emulated"

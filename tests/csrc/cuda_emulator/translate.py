@@ -32,11 +32,11 @@ def translate(sources: Path, target: Path, namespace: str, constants: dict[str, 
         path.write_text('#include "emulator.h"\n')
     compiled = []
     declarations = 0
-    kernels = [
-        path for path in sources.rglob("*.cu*") if path.name != "build_info_cuda.cu"
-    ]  # what it says is no kernel
-    shared = [sources / name for name in ("checks.h", "maps/maps.h", "laplacian/laplacian.h")]
-    for source in sorted([*kernels, *shared]):
+    # the origin of the library, build_info_cuda.cu, is no kernel
+    kernels = [path for path in sources.rglob("*.cu*") if path.name != "build_info_cuda.cu"]
+    # what a folder's kernels share with those for the CPU stands in the header that is called like the folder
+    shared = [path for path in sources.glob("*/*.h") if path.stem == path.parent.name]
+    for source in sorted([*kernels, *shared, sources / "checks.h"]):
         text = re.sub(r"class DeviceScope \{.*?\n\};\n", SCOPE, source.read_text(), flags=re.DOTALL)
         for name, value in constants.items():
             text = re.sub(rf"(constexpr \w+ {name} = )[^;]+;", rf"\g<1>{value};", text)

@@ -1,8 +1,9 @@
 // orthonormalize_block: a block of 16 vectors made orthogonal to the panels of a Krylov space and orthonormal in
 // itself. Long thin products, in which a general matrix product reads memory several times and threads have little to
 // share. Here a panel is a row of 16 values, one or a few vector registers wide, so that coefficients, results and a
-// whole 16 x 16 Gram matrix stay in registers; rows are worked on in slabs that depend on nothing but the size, whose
-// sums are added up in float64 and in order: the result is the same for any number of threads.
+// whole 16 x 16 Gram matrix stay in registers.
+// Within rounding of `orthonormalize_block_reference`. Rows are worked on in slabs that depend on nothing but the size,
+// whose sums are added up in float64 and in order: the result is the same for any number of threads.
 #include <algorithm>
 #include <array>
 #include <cmath>

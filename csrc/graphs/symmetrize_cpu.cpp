@@ -1,29 +1,22 @@
-// From directed neighbour lists to a symmetric CSR graph, in linear time: a transposition gives the edges that reach
-// each node, and sets of bits join them with the edges that leave it.
-#include <atomic>
+// symmetrize_edges: from directed neighbour lists to a symmetric CSR graph, in linear time: a transposition gives the
+// edges that reach each node, and sets of bits join them with the edges that leave it.
+// Pattern and weights are those of `symmetrize_edges_reference`, bit for bit where no half of a weight is denormal and
+// no sum of two overflows. Indices are checked (lists.h); offsets have 64 bits, and the key of an edge 32 where they
+// suffice. Threads write to slots and rows that were counted out before: the result is the same for any number of
+// threads.
 #include <memory>
 #include <numeric>
 #include <vector>
 
 #include "checks.h"
-#include "graph/graph.h"
+#include "graphs/graphs.h"
+#include "graphs/lists.h"
 #include "memory.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace lfm {
 namespace {
-
-constexpr int64_t kRowsPerTask = 256;
-
-enum class Mode { mean, union_, mutual };
-
-Mode mode_of(const std::string& mode) {
-  if (mode == "mean") return Mode::mean;
-  if (mode == "union") return Mode::union_;
-  LFM_CHECK(mode == "mutual", "mode must be one of 'mean', 'union', 'mutual', got '", mode, "'");
-  return Mode::mutual;
-}
 
 // W_ij combined from the two directions; an absent one is 0.
 template <class T>
@@ -276,68 +269,6 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize(const Tensor& indices, const Tenso
                                           : symmetrize<uint64_t, T>(indices, weights, mode, shift);
 }
 
-template <class T>
-void symmetrize_backward(const Tensor& indices, const Tensor& weights, const Tensor& rowptr, const Tensor& col,
-                         const Tensor& grad, Mode mode, T* out) {
-  const int64_t n = indices.size(1), k = indices.size(2), rows = indices.size(0) * n;
-  const int64_t *index = indices.const_data_ptr<int64_t>(), *pointer = rowptr.const_data_ptr<int64_t>();
-  const int32_t* columns = col.const_data_ptr<int32_t>();
-  const T *weight = weights.const_data_ptr<T>(), *g = grad.const_data_ptr<T>();
-  const auto grad_at = [&](int64_t i, int64_t j) {
-    const int32_t *end = columns + pointer[i + 1], *at = std::lower_bound(columns + pointer[i], end, j);
-    return at != end && *at == j ? g[at - columns] : T(0);
-  };
-  parallel_tasks((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
-    for (int64_t i = task * kRowsPerTask; i < std::min(rows, (task + 1) * kRowsPerTask); ++i) {
-      const int64_t base = i / n * n;
-      for (int64_t e = i * k; e < (i + 1) * k; ++e) {
-        const int64_t j = base + index[e];
-        const T both = grad_at(i, j) + grad_at(j, i);
-        if (mode == Mode::mean) {
-          out[e] = both / 2;
-          continue;
-        }
-        const int64_t *list = index + j * k, *reverse = std::find(list, list + k, i - base);
-        T share = mode == Mode::union_ ? T(1) : T(0);
-        if (reverse != list + k) {
-          const T other = weight[reverse - index];
-          const bool better = mode == Mode::union_ ? weight[e] > other : weight[e] < other;
-          share = weight[e] == other ? T(0.5) : T(better);
-        }
-        out[e] = share * both;
-      }
-    }
-  });
-}
-
-void check_lists(const Tensor& indices, const Tensor& weights) {
-  check_dim("indices", indices, 3);
-  check_dtype("indices", indices, ScalarType::Long, "int64");
-  check_contiguous("indices", indices);
-  check_dim("weights", weights, 3);
-  for (int64_t dim = 0; dim < 3; ++dim) check_size("weights", weights, dim, indices.size(dim));
-  check_contiguous("weights", weights);
-  check_floating("weights", weights);
-  const int64_t rows = indices.size(0) * indices.size(1);
-  LFM_CHECK(rows <= INT32_MAX, "indices must number at most 2^31 - 1 nodes over the batch, got ", rows);
-}
-
-// A wrong index would be a write out of bounds; the scan costs little beside the transposition.
-void check_indices_in_range(const Tensor& indices) {
-  constexpr int64_t kChunk = 1 << 16;
-  const int64_t n = indices.size(1), entries = indices.numel(), *index = indices.const_data_ptr<int64_t>();
-  std::atomic<bool> wrong{false};
-  parallel_tasks((entries + kChunk - 1) / kChunk, [&](int64_t chunk) {
-    uint64_t largest = 0;  // a negative index is larger than any
-    for (int64_t e = chunk * kChunk; e < std::min(entries, (chunk + 1) * kChunk); ++e)
-      largest = std::max(largest, static_cast<uint64_t>(index[e]));
-    if (entries > 0 && largest >= static_cast<uint64_t>(n)) wrong = true;
-  });
-  if (!wrong) return;
-  for (int64_t e = 0; e < entries; ++e)
-    LFM_CHECK(index[e] >= 0 && index[e] < n, "indices must lie in [0, ", n, "), got ", index[e]);
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> symmetrize_edges_cpu(Tensor indices, Tensor weights, std::string mode) {
@@ -346,58 +277,6 @@ std::tuple<Tensor, Tensor, Tensor> symmetrize_edges_cpu(Tensor indices, Tensor w
   const Mode how = mode_of(mode);
   return weights.scalar_type() == ScalarType::Float ? symmetrize<float>(indices, weights, how)
                                                     : symmetrize<double>(indices, weights, how);
-}
-
-Tensor symmetrize_edges_backward_cpu(Tensor indices, Tensor weights, Tensor rowptr, Tensor col, Tensor grad,
-                                     std::string mode) {
-  check_lists(indices, weights);
-  check_indices_in_range(indices);
-  check_csr(rowptr, col);
-  check_size("rowptr", rowptr, 0, indices.size(0) * indices.size(1) + 1);
-  check_like("grad", grad, "weights", weights);
-  check_dim("grad", grad, 1);
-  check_size("grad", grad, 0, col.size(0));
-  check_contiguous("grad", grad);
-  const Mode how = mode_of(mode);
-  Tensor out = torch::stable::new_empty(weights, weights.sizes());
-  dispatch_floating("weights", weights, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    symmetrize_backward<T>(indices, weights, rowptr, col, grad, how, out.mutable_data_ptr<T>());
-  });
-  return out;
-}
-
-// Depth-first search. Once every node has been reached the remaining edges cannot change anything, so on the connected
-// graphs that are the rule only a small part of the edges is read.
-Tensor connected_components_cpu(Tensor rowptr, Tensor col) {
-  check_csr(rowptr, col);
-  const int64_t rows = rowptr.size(0) - 1;
-  Tensor labels = torch::stable::new_empty(rowptr, {rows});
-  int64_t* label = labels.mutable_data_ptr<int64_t>();
-  const int64_t* pointer = rowptr.const_data_ptr<int64_t>();
-  const int32_t* columns = col.const_data_ptr<int32_t>();
-  std::fill(label, label + rows, -1);
-  std::vector<int64_t> stack;
-  int64_t reached = 0, component = 0;
-  for (int64_t seed = 0; seed < rows && reached < rows; ++seed) {
-    if (label[seed] >= 0) continue;
-    label[seed] = component;
-    ++reached;
-    stack.assign(1, seed);
-    while (!stack.empty() && reached < rows) {
-      const int64_t i = stack.back();
-      stack.pop_back();
-      for (int64_t e = pointer[i]; e < pointer[i + 1]; ++e) {
-        const int64_t j = columns[e];
-        if (label[j] >= 0) continue;
-        label[j] = component;
-        ++reached;
-        stack.push_back(j);
-      }
-    }
-    ++component;
-  }
-  return labels;
 }
 
 }  // namespace lfm

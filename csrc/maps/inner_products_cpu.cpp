@@ -1,16 +1,16 @@
 // inner_products: x y^T, where every entry depends on its two rows alone and not on what they are stacked with, as no
 // BLAS promises. A comparison may then multiply any pairs together and store what it finds by pair.
-//
-// Rows are packed so that a register holds the same term of as many rows of y; sums of kDepthBytes of terms are taken
-// in registers, one term after the other, and added up in order. Edges are filled with zero rows, not summed otherwise.
+// Within rounding of `inner_products_reference`, which is such a BLAS. Rows are packed so that a register holds the
+// same term of as many rows of y; sums of kDepthBytes of terms are taken in registers, one term after the other, and
+// added up in order. Edges are filled with zero rows, not summed otherwise. A task writes a chunk of its own.
 #include <algorithm>
 #include <type_traits>
 #include <utility>
 
-#include "../memory.h"
-#include "../parallel.h"
-#include "../simd.h"
-#include "maps.h"
+#include "maps/maps.h"
+#include "memory.h"
+#include "parallel.h"
+#include "simd.h"
 
 namespace lfm {
 namespace {

@@ -1,12 +1,14 @@
-// Readings of many functional maps at once. The maps come as one matrix product over stacked bases, C [A, m_y, B, m_x];
+// map_energies: readings of many functional maps at once. The maps come as one matrix product over two stacks of bases;
 // each is copied once into a buffer that stays in cache, and both of its Gram matrices are reduced in registers:
 // neither they nor any other array per pair reaches memory.
+// Within rounding of `map_energies_reference`. Copies are padded with zeros to whole vectors and whole blocks of rows,
+// so that loops may run past the edges of a map. A task has a buffer of its own, and writes entries of its own.
 #include <algorithm>
 #include <type_traits>
 
-#include "../parallel.h"
-#include "../simd.h"
-#include "maps.h"
+#include "maps/maps.h"
+#include "parallel.h"
+#include "simd.h"
 
 namespace lfm {
 namespace {

@@ -1,14 +1,14 @@
 // map_energies on the GPU: one block per map. The map is read once into shared memory where it fits; both of its Gram
 // matrices are then summed tile by tile in registers and reduced, so that nothing per pair is written but the result.
-// Every sum has a fixed order: results do not change from run to run.
+// Within rounding of `map_energies_reference`. Every sum has a fixed order: results do not change from run to run.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
-#include "../cuda_common.cuh"
-#include "maps.h"
+#include "cuda_common.cuh"
+#include "maps/maps.h"
 
 namespace lfm {
 namespace {

@@ -1,34 +1,21 @@
-// laplacian_product and its edge gradient on the GPU: one warp per row, its lanes shared out over edges and columns.
-// Sums have a fixed order, so results do not change from run to run. Half types are storage only: values are computed
-// in float32 and rounded once, where the result is written.
+// laplacian_product on the GPU: one warp per row and block of columns, its lanes shared out over edges and columns.
+// Within rounding of `laplacian_product_reference`. Half types are storage only: values are computed in float32 and
+// rounded once, where the result is written. Sums have a fixed order, so results do not change from run to run. A warp
+// writes its own entries; nodes fit 32 bits, offsets have 64. The CSR is valid.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <torch/csrc/stable/library.h>
 
-#include <initializer_list>
 #include <optional>
 #include <type_traits>
-#include <utility>
 
-#include "cuda_common.cuh"
+#include "laplacian/blocks.cuh"
 #include "laplacian/laplacian.h"
 
 namespace lfm {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-
-// kVector columns at a time: one load of up to 16 bytes, which asks for aligned rows.
-template <class T, int kVector>
-struct alignas(sizeof(T) * kVector) Pack {
-  T v[kVector];
-};
-
-template <int kVector, class T>
-__device__ inline Pack<T, kVector> load(const T* from) {
-  return *reinterpret_cast<const Pack<T, kVector>*>(from);
-}
+using namespace laplacian;
 
 __device__ inline float value_of(float stored) { return stored; }
 __device__ inline double value_of(double stored) { return stored; }
@@ -114,60 +101,6 @@ __global__ void __launch_bounds__(kThreads) product_kernel(Product<S, T> p) {
   *reinterpret_cast<Pack<S, kVector>*>(p.y + at) = y;
 }
 
-template <class T>
-struct EdgeProducts {
-  const int64_t* rowptr;
-  const int32_t* col;
-  const T *left, *right, *g, *x;
-  T* out;
-  int64_t rows, columns;
-};
-
-// left_i right_j <g_i, x_j>: a warp takes the edges of a row, 32 / kLanes at a time, kLanes lanes to an edge.
-template <class T, int kVector, int kLanes>
-__global__ void __launch_bounds__(kThreads) edge_kernel(EdgeProducts<T> p) {
-  constexpr int kEdges = kWarp / kLanes;
-  const int lane = threadIdx.x % kWarp, across = lane % kLanes, edge = lane / kLanes;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (row >= p.rows) return;
-  const int64_t end = p.rowptr[row + 1];
-  const T* g = p.g + row * p.columns;
-  for (int64_t first = p.rowptr[row]; first < end; first += kEdges) {
-    const int64_t e = first + edge;
-    const int64_t node = e < end ? p.col[e] : 0;
-    T dot = 0;
-    if (e < end) {
-      const T* x = p.x + node * p.columns;
-      for (int64_t c = across * kVector; c < p.columns; c += kLanes * kVector) {
-        const Pack<T, kVector> a = load<kVector>(g + c), b = load<kVector>(x + c);
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) dot += a.v[v] * b.v[v];
-      }
-    }
-    dot = lanes_sum<kLanes>(dot);
-    if (e < end && across == 0) p.out[e] = p.left[row] * p.right[node] * dot;
-  }
-}
-
-// Calls body with the compile-time number of lanes, the smallest power of two >= wanted.
-template <class Body>
-void with_lanes(int64_t wanted, const Body& body) {
-  if (wanted <= 1) return body(std::integral_constant<int, 1>{});
-  if (wanted <= 2) return body(std::integral_constant<int, 2>{});
-  if (wanted <= 4) return body(std::integral_constant<int, 4>{});
-  if (wanted <= 8) return body(std::integral_constant<int, 8>{});
-  if (wanted <= 16) return body(std::integral_constant<int, 16>{});
-  return body(std::integral_constant<int, 32>{});
-}
-
-// 16-byte loads where every row of every block starts at a multiple of 16 bytes.
-template <class T>
-bool vectorizable(int64_t columns, std::initializer_list<const T*> blocks) {
-  bool aligned = columns % (16 / sizeof(T)) == 0;
-  for (const T* block : blocks) aligned = aligned && reinterpret_cast<uintptr_t>(block) % 16 == 0;
-  return aligned;
-}
-
 template <int kVector, class S, class T>
 void launch(Product<S, T> p, cudaStream_t stream) {
   with_lanes(ceil_div(p.columns, kVector), [&](auto lanes) {
@@ -176,45 +109,6 @@ void launch(Product<S, T> p, cudaStream_t stream) {
     product_kernel<S, T, kVector, kLanes><<<grid_of(ceil_div(p.rows * p.blocks, kWarps)), kThreads, 0, stream>>>(p);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
-}
-
-template <int kVector, class T>
-void launch(const EdgeProducts<T>& p, cudaStream_t stream) {
-  // two loads to a lane: half the shuffles of the reduction
-  with_lanes(ceil_div(p.columns, 2 * kVector), [&](auto lanes) {
-    constexpr int kLanes = decltype(lanes)::value;
-    edge_kernel<T, kVector, kLanes><<<grid_of(ceil_div(p.rows, kWarps)), kThreads, 0, stream>>>(p);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  });
-}
-
-void check_scaling(const char* name, const Tensor& t, const char* like_name, const Tensor& like, int64_t rows) {
-  check_same_device(name, t, like_name, like);
-  check_like(name, t, like_name, like);
-  check_dim(name, t, 1);
-  check_size(name, t, 0, rows);
-  check_contiguous(name, t);
-}
-
-void check_block(const char* name, const Tensor& t, const Tensor& x, int64_t rows) {
-  check_same_device(name, t, "x", x);
-  check_like(name, t, "x", x);
-  check_dim(name, t, 2);
-  check_size(name, t, 0, rows);
-  check_size(name, t, 1, x.size(1));
-  check_contiguous(name, t);
-}
-
-// Returns the number of rows.
-int64_t check_graph(const Tensor& rowptr, const Tensor& col, const Tensor& x) {
-  check_cuda("x", x);
-  check_dim("x", x, 2);
-  check_csr(rowptr, col);
-  check_same_device("rowptr", rowptr, "x", x);
-  check_same_device("col", col, "x", x);
-  const int64_t rows = rowptr.size(0) - 1;
-  LFM_CHECK(rows <= INT32_MAX, "rowptr must number at most 2^31 - 1 nodes, got ", rows);
-  return rows;
 }
 
 // Calls body with null pointers of the type a block is stored in and of the type it is computed in.
@@ -231,6 +125,8 @@ void dispatch_stored(const Tensor& x, Body&& body) {
       return body(static_cast<__half*>(nullptr), static_cast<float*>(nullptr));
   }
 }
+
+}  // namespace
 
 Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
                               Tensor x, std::optional<Tensor> z, double a, double b, double c) {
@@ -273,58 +169,6 @@ Tensor laplacian_product_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor d
   return y;
 }
 
-// One product a step: the launches of a polynomial follow each other without a word from Python.
-Tensor laplacian_recurrence_cuda(Tensor rowptr, Tensor col, Tensor weight, Tensor diagonal, Tensor left, Tensor right,
-                                 Tensor x, Tensor coefficients, int64_t graphs) {
-  check_recurrence(rowptr, col, weight, diagonal, left, right, x, coefficients, graphs);
-  const double* abc = coefficients.const_data_ptr<double>();
-  Tensor previous = x, current = x;
-  for (int64_t k = 0; k < coefficients.size(0); ++k, abc += 3) {
-    std::optional<Tensor> z;
-    if (k > 0 && abc[2] != 0) z = previous;
-    Tensor next =
-        laplacian_product_cuda(rowptr, col, weight, diagonal, left, right, current, z, abc[0], abc[1], abc[2]);
-    previous = current;
-    current = next;
-  }
-  return coefficients.size(0) == 0 ? torch::stable::clone(x) : current;
-}
-
-Tensor edge_products_cuda(Tensor rowptr, Tensor col, Tensor left, Tensor right, Tensor g, Tensor x) {
-  const int64_t rows = check_graph(rowptr, col, x);
-  check_floating("x", x);
-  check_block("x", x, x, rows);
-  check_block("g", g, x, rows);
-  check_scaling("left", left, "x", x, rows);
-  check_scaling("right", right, "x", x, rows);
-  const DeviceScope scope(x);
-  Tensor out = torch::stable::new_empty(x, {col.size(0)});
-  if (rows == 0 || col.size(0) == 0) return out;
-  dispatch_floating("x", x, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const EdgeProducts<T> p{rowptr.const_data_ptr<int64_t>(),
-                            col.const_data_ptr<int32_t>(),
-                            left.const_data_ptr<T>(),
-                            right.const_data_ptr<T>(),
-                            g.const_data_ptr<T>(),
-                            x.const_data_ptr<T>(),
-                            out.mutable_data_ptr<T>(),
-                            rows,
-                            x.size(1)};
-    if (vectorizable<T>(p.columns, {p.g, p.x})) {
-      launch<16 / sizeof(T)>(p, scope.stream());
-    } else {
-      launch<1>(p, scope.stream());
-    }
-  });
-  return out;
-}
-
-}  // namespace
 }  // namespace lfm
 
-STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CUDA, m) {
-  m.impl("laplacian_product", TORCH_BOX(&lfm::laplacian_product_cuda));
-  m.impl("laplacian_recurrence", TORCH_BOX(&lfm::laplacian_recurrence_cuda));
-  m.impl("edge_products", TORCH_BOX(&lfm::edge_products_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(lfm_torch, CUDA, m) { m.impl("laplacian_product", TORCH_BOX(&lfm::laplacian_product_cuda)); }
