@@ -1,5 +1,6 @@
-// The filter: a product of panels that keeps, for each row, the columns that may be among its k nearest. The first
-// columns are multiplied in float32, the others on the tensor cores (tensor.cuh) unless that would let far more pass.
+// The filter of knn on the GPU: a product of panels that keeps, for each row, the columns that may be among its k
+// nearest. The first columns are multiplied in float32, the others on the tensor cores (tensor.cuh) unless that would
+// let far more pass.
 //
 // Bounds. Points are shifted to a centre (not for inner products), scaled by a power of two to magnitudes below 2 and
 // rounded to float32: p. With u = 2^-24, h = |p|^2 / 2 and acc the float32 sum of p_i p_j in any order of summation,

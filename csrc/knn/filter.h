@@ -1,8 +1,8 @@
-// The filter: integer products of a block of rows with a panel of columns, compared in the same place with the limits
-// of the rows and, where a set is searched in itself, of the columns. Only what passes is written out.
-//
+// The filter of knn on the CPU: integer products of a block of rows with a panel of columns, compared in the same place
+// with the limits of the rows and, where a set is searched in itself, of the columns. Only what passes is written out.
 // It takes the 16-bit integers of the points, or, for a first look at twice the rate, those of 8 bits. Both lie in
-// lanes of 32 bits: two features, or four.
+// lanes of 32 bits: two features, or four. The bounds are those of points.h: the integer sums fit 32 bits. Rows and
+// columns of a block are fewer than 2^15, so that a pair of them is one integer.
 #pragma once
 
 #include <algorithm>

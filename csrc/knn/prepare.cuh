@@ -1,5 +1,6 @@
-// Preparation, linear in the input: unit rows for the angular metrics, a centre, a power-of-two scale, and the points
-// in float32 panels with the half squared norms that the bounds are made of.
+// Preparation of knn on the GPU, linear in the input: unit rows for the angular metrics, a centre, a power-of-two
+// scale, and the points in float32 panels with the half squared norms that the bounds of filter.cuh are made of,
+// rounded outwards. The one atomic is a maximum of integers.
 #pragma once
 
 #include "knn/problem.cuh"

@@ -1,14 +1,14 @@
-// What the kernels of one knn call share. A query is a "row", a point of the database a "column", of one point set.
+// What the kernels of one knn call share on the GPU. A query is a "row", a point of the database a "column", of one
+// point set. (On the CPU: problem.h.)
 #pragma once
 
 #include "cuda_common.cuh"
+#include "knn/knn.h"
 
 namespace lfm::knn {
 
 constexpr int kThreads = 256;
 constexpr int kTile = 128;  // rows and columns of a filter tile; a panel holds the features of this many points
-
-enum class Metric { euclidean, cosine, angular, inner_product };
 
 // What products are made with; bounds and limits exist for each.
 enum Precision : int { kFloat, kTensor, kPrecisions };

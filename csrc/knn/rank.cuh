@@ -1,7 +1,12 @@
-// The exact pass, one block per row: values of the candidates in float64, sorted by (rounded value, index).
+// The exact pass of knn on the GPU, one block per row: values of the candidates in float64, in the order of summation
+// of exact.h, sorted by (rounded value, index). A row whose candidates did not fit, or whose points the filter cannot
+// bound, is searched over all columns instead.
 #pragma once
 
+#include "knn/filter.cuh"
+#include "knn/ranked.cuh"
 #include "knn/select.cuh"
+#include "knn/tighten.cuh"
 
 namespace lfm::knn {
 
@@ -21,7 +26,7 @@ struct Rank {
 };
 
 // Sum of the products of two points, or of their squared differences: eight partial sums, then the remainder, in the
-// order of knn_cpu.cpp, so that values agree to the last bit. All lanes of the group get it.
+// order of exact.h, so that values agree to the last bit. All lanes of the group get it.
 template <bool kInner, class S>
 __device__ inline double pair_sum(const S* a, const S* b, int64_t d) {
   const int lane = threadIdx.x % kPairLanes;

@@ -1,4 +1,5 @@
-// The second step after a first look: pairs that passed it are multiplied in 16 bits, one by one, and compared again.
+// The second step of the filter of knn on the CPU after a first look: pairs that passed it are multiplied in 16 bits,
+// one by one, and compared again, with the bounds of points.h. Without VNNI there is no first look.
 #pragma once
 
 #include <algorithm>

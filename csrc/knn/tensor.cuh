@@ -1,4 +1,4 @@
-// The filter on the tensor cores: TF32 products, sums in float32.
+// The filter of knn on the GPU by the tensor cores: TF32 products, sums in float32.
 //
 // Bounds. TF32 keeps 11 bits: with p~ the rounded points, |p_i p_j - p~_i p~_j| <= (2^-10 + 2^-22) |p_i| |p_j|. A step
 // of 8 features adds exact products to the sum with everything aligned to the largest term and cut below 24 bits: an

@@ -1,4 +1,6 @@
-// A tile of the distance matrix: a block of rows against a block of columns, filtered in one step or in two.
+// A tile of the distance matrix of knn on the CPU: a block of rows against a block of columns, filtered in one step
+// (filter.h) or in two (refine.h). What it works in belongs to one thread at a time; limits are copied before, and a
+// limit that has fallen since only lets more pass.
 #pragma once
 
 #include <atomic>
