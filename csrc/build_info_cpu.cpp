@@ -1,3 +1,5 @@
+// The origin of the CPU library, and the level of vector instructions that it takes on this machine;
+// lfm_torch/ops/_extension.py reads both for lfm_torch.build_info().
 #include "build_info.h"
 #include "lfm_torch_build.h"
 #include "simd.h"
@@ -10,7 +12,7 @@
 
 LFM_EXPORT const char lfm_torch_build[] = "lfm_torch build: " LFM_BUILD "; compiler=" LFM_COMPILER;
 
-// The level of vector instructions that the kernels take on this machine, by the names of LFM_TORCH_SIMD.
+// The level by the names of LFM_TORCH_SIMD.
 LFM_EXPORT const char* lfm_torch_simd() {
   if (lfm::simd::has_vnni()) return "vnni";
   switch (lfm::simd::level()) {

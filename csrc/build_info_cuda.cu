@@ -1,3 +1,4 @@
+// The origin of the CUDA library; lfm_torch/ops/_extension.py reads it for lfm_torch.build_info().
 #include <cuda_runtime_api.h>
 
 #include "build_info.h"

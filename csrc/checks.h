@@ -1,5 +1,7 @@
-// Input checks of the operators. Python checks first and raises TypeError or ValueError; these guard direct calls and
-// reach Python as RuntimeError. They run before any dispatcher call or parallel region, where messages would be lost.
+// Input checks of the operators of all stages, on both devices. Python checks first and raises TypeError or ValueError;
+// these guard direct calls and reach Python as RuntimeError. They run before any dispatcher call or parallel region,
+// where messages would be lost. They establish dtypes, shapes and contiguity. The values of a CSR they do not read:
+// that rowptr ascends from 0 to nnz and that col is in range the kernels take from whoever made the graph.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

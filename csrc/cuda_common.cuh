@@ -1,4 +1,6 @@
-// What every CUDA file needs: the device and stream of a call, scratch memory, and sizes of grids.
+// What the CUDA kernels of all stages share: the device and stream of a call, scratch memory, and sizes of grids. A
+// grid has at most 2^31 - 1 blocks, so that the index of a block fits an int; scratch memory comes from torch's
+// allocator, aligned for every type. Sums have a fixed order, here and in the kernels: no atomics on floats.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,4 +1,5 @@
-// Large arrays that are written once: their first touch costs as much as the work on them, page by page.
+// Large arrays that are written once: their first touch costs as much as the work on them, page by page. For the CPU
+// kernels of knn, graphs, laplacian, krylov and maps; what is uninitialized here they fill before they read it.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,4 +1,6 @@
-// Work shared out over torch's own thread pool.
+// Work shared out over torch's own thread pool, for the CPU kernels of all stages. Every task is run once, by one
+// thread; which one, and in what order, is open. Results are therefore the same for any number of threads where a task
+// writes to places of its own and its sums do not depend on how the work was cut.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,7 +1,7 @@
-// Vector code written once, compiled for several instruction sets, chosen at run time.
-//
-// A kernel is an always-inline template over the number of float lanes; three thin functions with target attributes
-// instantiate it, and LFM_SIMD_CALL picks one. Vectors are the compilers' own vector types, so ARM gets NEON.
+// Vector code written once, compiled for several instruction sets, chosen at run time: for the CPU kernels of knn,
+// graphs, laplacian, krylov and maps. A kernel is an always-inline template over the bytes of a vector register; three
+// thin functions with target attributes instantiate it, and LFM_SIMD_DISPATCH picks one. Vectors are the compilers' own
+// vector types, so ARM gets NEON. They are read and written by memcpy: nothing has to be aligned.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ namespace lfm::simd {
 enum class Level { generic, avx2, avx512 };
 
 // LFM_TORCH_SIMD=generic, avx2, avx512 (without VNNI) or vnni keeps to what that name says, to try the code of other
-// machines; lfm_torch/_extension.py refuses other names.
+// machines; lfm_torch/ops/_extension.py refuses other names.
 inline bool allowed(const char* name) {
   const char* most = std::getenv("LFM_TORCH_SIMD");
   if (most == nullptr || *most == 0) return true;
