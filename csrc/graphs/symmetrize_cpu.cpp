@@ -1,9 +1,9 @@
 // symmetrize_edges: from directed neighbour lists to a symmetric CSR graph, in linear time: a transposition gives the
 // edges that reach each node, and sets of bits join them with the edges that leave it.
 // Pattern and weights are those of `symmetrize_edges_reference`, bit for bit where no half of a weight is denormal and
-// no sum of two overflows. Indices are checked (lists.h); offsets have 64 bits, and the key of an edge 32 where they
-// suffice. Threads write to slots and rows that were counted out before: the result is the same for any number of
-// threads.
+// no sum of two overflows, and where under "union" no weight is negative: the larger of two is at least 0 here. Indices
+// are checked (lists.h); offsets have 64 bits, and the key of an edge 32 where they suffice. Threads write to slots and
+// rows that were counted out before: the result is the same for any number of threads.
 #include <memory>
 #include <numeric>
 #include <vector>
