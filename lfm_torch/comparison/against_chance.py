@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -135,6 +134,8 @@ def significance(
 
     Source: Phipson & Smyth 2010 for the p-value; Shao & Wu 1989 for the delete-half jackknife.
     """
+    from statistics import NormalDist  # takes longer to import than most of the library
+
     measures = check_measures(measures)
     x, y = check_pair(x, y, nonfinite=nonfinite)
     _checks.check_range("n_permutations", n_permutations, 2, 2**31 - 1, "shuffles")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +208,8 @@ class Comparison:
         Raises:
             ValueError: an unknown measure or checkpoint.
         """
+        from statistics import stdev  # takes longer to import than most of the library
+
         names = self.compared(checkpoints)
         self.matrix(measure)
         if len(names) < 2:
@@ -231,7 +232,7 @@ class Comparison:
             other += float(rows.nanmean(-1)[decided].sum())
         if not decisions:
             return None
-        stderr = statistics.stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
+        stderr = stdev(shares) / math.sqrt(len(shares)) if len(shares) > 1 else math.nan
         means = same / decisions, other / decisions
         return LayerMatching(right / decisions, 1 / len(self.layers), decisions, *means, stderr)
 

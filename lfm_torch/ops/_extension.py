@@ -182,13 +182,16 @@ def _dotted(version: int) -> str:
 
 def _staleness(path: Path | None, build: dict[str, str]) -> str | None:
     """Tell where a library and the sources beside the package do not belong together; an installed package has none."""
-    csrc = _PACKAGE.parent / "csrc"
-    if path is None or not (csrc / "ops.cpp").exists():
-        return None
-    digest = source_digest(csrc)
-    if build.get("source") == digest:
+    digest = _digest_of_sources()
+    if path is None or digest is None or build.get("source") == digest:
         return None
     return f"{path.name} was built from sources {build.get('source', 'unknown')}, csrc is {digest}: {_BUILD_AGAIN}"
+
+
+@functools.cache
+def _digest_of_sources() -> str | None:
+    csrc = _PACKAGE.parent / "csrc"
+    return source_digest(csrc) if (csrc / "ops.cpp").exists() else None
 
 
 def library_problems() -> list[str]:
