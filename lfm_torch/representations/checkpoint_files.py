@@ -66,15 +66,15 @@ def weight_files(path: Path) -> list[Path]:
     return [path, *(path.parent / Path(shard).name for shard in shards)]
 
 
-# what a number in a file name counts; the first that is found wins
+# what a number in a file name counts, whatever the case of its letters; the first that is found wins
 _COUNTERS = (
-    re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:epoch|ep)[=_\-]?(\d+)", re.IGNORECASE),
-    re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:global_?step|step|iteration|iter|it)s?[=_\-]?(\d+)", re.IGNORECASE),
-    re.compile(r"(?:^|(?<=[^a-zA-Z]))(?:checkpoint|ckpt)[=_\-]?(\d+)", re.IGNORECASE),
+    r"(?:^|(?<=[^a-zA-Z]))(?:epoch|ep)[=_\-]?(\d+)",
+    r"(?:^|(?<=[^a-zA-Z]))(?:global_?step|step|iteration|iter|it)s?[=_\-]?(\d+)",
+    r"(?:^|(?<=[^a-zA-Z]))(?:checkpoint|ckpt)[=_\-]?(\d+)",
 )
 # metrics that Lightning writes behind the epoch: val_loss=0.31
-_METRIC = re.compile(r"[-_]?[a-zA-Z]\w*=-?\d+\.\d+(?:e-?\d+)?", re.IGNORECASE)
-_VERSION = re.compile(r"-v\d+$")
+_METRIC = r"[-_]?[a-zA-Z]\w*=-?\d+\.\d+(?:e-?\d+)?"
+_VERSION = r"-v\d+$"
 _LAST = ("last", "final")
 
 
@@ -86,9 +86,9 @@ def parse_name(name: str, *, root: str = "") -> tuple[str, int | None]:
         (('seed0', 4), ('model_seed_3', None), ('a', None))
     """
     directory, _, stem = name.rpartition("/")
-    step, rest = None, _VERSION.sub("", _METRIC.sub("", stem))
+    step, rest = None, re.sub(_VERSION, "", re.sub(_METRIC, "", stem, flags=re.IGNORECASE))
     for counter in _COUNTERS:
-        counted = counter.search(rest)
+        counted = re.search(counter, rest, re.IGNORECASE)
         if counted:
             step = int(counted.group(1)) if step is None else step
             rest = rest[: counted.start()] + rest[counted.end() :]

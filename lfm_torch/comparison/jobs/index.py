@@ -1,17 +1,19 @@
 """The index of a store, one SQLite file: which pieces there are, values of pairs, draws of chance, digests of files.
 
 All of it can be computed again, so that a table says beside each entry when it was last used, and a checksum where a
-wrong value would not show.
+wrong value would not show. SQLite is imported where it is used: most programs that import the library have no store.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sqlite3
 
 FORMAT = 2
 # rows asked for in one query: SQLite takes at least 999 parameters
@@ -76,6 +78,8 @@ class Index:
         Raises:
             OSError: no space, no permission.
         """
+        import sqlite3
+
         connection = self.connection
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -96,6 +100,8 @@ class Index:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
+    import sqlite3
+
     # several drivers may share a store: each waits for the other's transaction, which is short
     connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
     try:

@@ -6,14 +6,16 @@ A million pairs are then a thousand rows of the index, and no pair has a name of
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lfm_torch.comparison.jobs.index import Index, days, parts_of
+
+if TYPE_CHECKING:
+    import sqlite3
 
 Array = np.ndarray[Any, Any]
 # values of one measure: its name, the numbers of x, those of y, and the values, [k] each

@@ -159,7 +159,7 @@ def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: 
         unconverged = int((~found.converged).sum())
         stats: dict[str, Any] = {"n_components": int(found.n_components), "n_unconverged": unconverged}
         stats |= {"note": note, "notes": tuple(notes)}
-        reduced = dataclasses.replace(reduced, dtype=_dtype_name(found.evals), **stats)
+        reduced = reduced._replace(dtype=_dtype_name(found.evals), **stats)
         info = {"kind": "basis", **reduced.info, "seconds": round(seconds, 4)}
         # transposed, [m, n]: the layout that the products of pairs read
         tensors = {"evals": found.evals, "evecs": found.evecs.mT.contiguous()}
@@ -169,7 +169,7 @@ def _reduce(job: Job, name: str, wanted: _Wanted, basis: Found | None, seconds: 
         with collecting() as notes:
             state = stored(POINT_MEASURES[name].prepare(points), points.dtype)
         tensors = {str(i): part for i, part in enumerate(state)}
-        reduced = dataclasses.replace(reduced, notes=tuple(dict.fromkeys((*reduced.notes, *notes))))
+        reduced = reduced._replace(notes=tuple(dict.fromkeys((*reduced.notes, *notes))))
         reduced.contents[name] = job.pieces.write(keys[name], tensors, {"kind": name, **reduced.info})
     return reduced
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ class Reductions:
             done += 1
             self.progress("representations", done, len(names))
             tasks = tasks[1:]
-        rest = [dataclasses.replace(task, n=n) for task in tasks]
+        rest = [task._replace(n=n) for task in tasks]
         for _ in self._reduce(rest, reduced, failures, limit=self._readers(n)):
             done += 1
             self.progress("representations", done, len(names))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lfm_torch.comparison.jobs.settings import rows_key
 from lfm_torch.comparison.jobs.store import DamagedPieceError, Store
 from lfm_torch.representations.nonfinite import is_lost, rows_to_leave_out
 
 
-@dataclass(frozen=True)
-class Reduced:
+class Reduced(NamedTuple):
     """A representation whose pieces are stored: its place among the layers, keys and contents of its pieces."""
 
     checkpoint: str
@@ -41,8 +39,7 @@ class Reduced:
         }
 
 
-@dataclass(frozen=True)
-class Reduction:
+class Reduction(NamedTuple):
     """Task: read a checkpoint once and reduce its layers.
 
     Attributes:
@@ -59,8 +56,7 @@ class Reduction:
     left_out: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Screening:
+class Screening(NamedTuple):
     """Task: read a checkpoint and find the rows of its layers that are not finite.
 
     Attributes:
@@ -72,8 +68,7 @@ class Screening:
     identities: Mapping[str, str] | None
 
 
-@dataclass(frozen=True)
-class Screened:
+class Screened(NamedTuple):
     """Which rows of a representation of ``n`` samples are not finite."""
 
     title: str
@@ -106,8 +101,7 @@ def left_out_of(every: Sequence[Screened]) -> tuple[int | None, tuple[int, ...]]
     return n, rows_to_leave_out(n, {one.title: one.rows for one in every if one.n == n})
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Representations that are read together: the checkpoints they are of, and the keys of their pieces."""
 
     checkpoints: tuple[str, ...]
@@ -118,8 +112,7 @@ class Group:
         return Group(tuple(self.checkpoints[i] for i in places), tuple(self.keys[i] for i in places))
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Task: measures of every pair of some members of two groups.
 
     Attributes:
@@ -155,8 +148,7 @@ class Block:
         return longer, halves
 
 
-@dataclass(frozen=True)
-class Chance:
+class Chance(NamedTuple):
     """Task: what measures give for representations against themselves with shuffled rows."""
 
     kind: str
