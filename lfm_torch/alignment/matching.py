@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ from lfm_torch.spectral.basis import Basis
 _ROUNDS = 50
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """A refined matching: the rotation of the prepared rows, its mutual pairs, and the share that is confirmed."""
 
     method: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ START_BASIS = 20
 _FINAL_BASIS = 120
 
 
-@dataclass(frozen=True)
-class Spaces:
+class Spaces(NamedTuple):
     """Both spaces prepared for matching, and the share of rows that two unrelated samples of such spaces match."""
 
     x: Tensor

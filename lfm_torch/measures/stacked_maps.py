@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ HEAT_TIME = 2.0
 _SCALED_NUMBER, _SCALED_VALUE, _SMALLEST_SCALE = 29, 0.75, 1e-3
 
 
-@dataclass(frozen=True)
-class Energies:
+class Energies(NamedTuple):
     """Sums over the entries of maps, ``[...]`` each, from which every reading is a formula.
 
     Attributes:
@@ -104,7 +103,7 @@ class Maps:
             sums = map_energies(self.C, self.evals_x, self.evals_y, *self.decays(time, raw=raw), skip)
             self._taken[key] = Energies(*sums.unbind(-1))
         e = self._taken[key]
-        return replace(e, on_x=e.on_y, off_x=e.off_y, on_y=e.on_x, off_y=e.off_x) if self._swapped else e
+        return e._replace(on_x=e.on_y, off_x=e.off_y, on_y=e.on_x, off_y=e.off_x) if self._swapped else e
 
     def totals(self, *, time: float = HEAT_TIME, raw: bool = False) -> Energies:
         """Return the sums for a reading that needs no Gram matrix: those of any ``skip`` that were taken already."""

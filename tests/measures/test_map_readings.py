@@ -241,7 +241,7 @@ def test_all_pairs_at_once_are_the_single_maps() -> None:
     for i in range(2):
         for j in range(3):
             single = Maps.of(lfm.FunctionalMap(evecs_y[i] @ evecs_x[j].mT, evals_x[j], evals_y[i]))
-            for name in vars(maps.energies()):
+            for name in maps.energies()._fields:
                 got, wanted = getattr(maps.energies(skip=1), name)[i, j], getattr(single.energies(skip=1), name)[0, 0]
                 torch.testing.assert_close(got, wanted)
             swapped = getattr(maps.swapped.energies(), "on_x")[i, j]  # noqa: B009

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,8 +55,7 @@ def all_pairs(
     return {name: matrices[name] for name in job.settings.measures}, list(dict.fromkeys(failures))
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A block, and which members of :class:`Pairs` its rows and columns are."""
 
     block: Block

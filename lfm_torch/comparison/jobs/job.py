@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -74,8 +74,7 @@ class Job:
         return self._cache.get((kind, group), lambda: _read_side(self, kind, group))
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """One side of a block: ``evecs [L, m, n]`` and ``evals [L, m]``, or the ``states`` of each layer for a measure."""
 
     evals: Tensor

@@ -13,8 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,8 +118,7 @@ def reduce_checkpoint(job: Job, task: Reduction) -> tuple[list[Reduced], list[Fa
     return reduced, failed
 
 
-@dataclass(frozen=True)
-class _Wanted:
+class _Wanted(NamedTuple):
     """A representation to reduce, and what a failure of it is called."""
 
     points: Tensor
