@@ -143,6 +143,15 @@ def test_tests_stand_where_the_code_stands() -> None:
     assert len(names) == len(set(names))
 
 
+def test_the_core_that_other_machines_run_is_there() -> None:
+    script = TESTS.parent / ".ci" / "test-machines"
+    if not script.exists():
+        pytest.skip(".ci is not beside the tests")
+    core = script.read_text("utf-8").partition('core="')[2].partition('"')[0].replace("\\\n", " ").split()
+    assert core
+    assert [part for part in core if not list(TESTS.rglob(f"test_{part}.py"))] == []
+
+
 def test_text_is_utf_8_whatever_the_locale() -> None:
     found = []
     for path in PACKAGE.rglob("*.py"):
